@@ -1,0 +1,272 @@
+"""Where everything of a workspace lies, and the part-files committed by rename.
+
+```
+WORKSPACE/
+  lineage.duckdb                                     what analysts open
+  runs/RUN_ID/run.json, stages/STAGE.json, report.html
+  store/TABLE/stage_key=KEY/part-00000.parquet       rows
+  store/stages/KEY.json                              a finished stage output: parts, inputs, run
+  exports/STAGE_KEY/train.jsonl ...
+  models/WEIGHTS_HASH/
+  prefect/                                           Prefect's own state
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from stages.content_ids import file_sha256
+from stages.errors import DataError, WorkspaceError
+from stages.tables import Table, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+COMPRESSION = "zstd"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one workspace. Nothing is read or made on construction."""
+
+    root: Path
+
+    @property
+    def lineage_database(self) -> Path:
+        """The DuckDB file that is published by rename."""
+        return self.root / "lineage.duckdb"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a run."""
+        return self.root / "runs"
+
+    @property
+    def store(self) -> Path:
+        """The part-files."""
+        return self.root / "store"
+
+    @property
+    def models(self) -> Path:
+        """Trained models, named by weights hash."""
+        return self.root / "models"
+
+    @property
+    def exports(self) -> Path:
+        """Files written for trainers."""
+        return self.root / "exports"
+
+    @property
+    def prefect_home(self) -> Path:
+        """Prefect's database, results and profiles."""
+        return self.root / "prefect"
+
+    def parts_folder(self, table_name: str, stage_key: str) -> Path:
+        """Where the part-files of one table of one stage output lie."""
+        return self.store / table_name / f"stage_key={stage_key}"
+
+    def relative(self, path: Path) -> str:
+        """``path`` relative to the workspace, with forward slashes."""
+        return path.resolve().relative_to(self.root.resolve()).as_posix()
+
+    def require_writable(self) -> None:
+        """Make the workspace's folders.
+
+        Raises:
+            WorkspaceError: it cannot be made or written.
+        """
+        try:
+            for folder in (self.store, self.runs, self.models, self.exports, self.prefect_home):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise WorkspaceError(
+                f"cannot write to the workspace ({error.strerror})",
+                expected="a folder that this user may write to",
+                where=str(self.root),
+                remedy="choose another one with --workspace, or change its permissions",
+            ) from None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part-file: path relative to the workspace, rows and SHA-256."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A reference to one table of one finished stage output. Tasks pass these, never frames."""
+
+    table: str
+    stage_key: str
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows over all parts."""
+        return sum(part.rows for part in self.parts)
+
+    def read(self, workspace: Workspace, columns: list[str] | None = None) -> pl.DataFrame:
+        """Return all rows, parts in order."""
+        if not self.parts:
+            empty = table(self.table).empty()
+            return empty.select(columns) if columns else empty
+        paths = [workspace.root / part.path for part in self.parts]
+        try:
+            frame = pl.read_parquet(paths, columns=columns, hive_partitioning=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DataError(
+                f"a part-file of {self.table!r} cannot be read: {error}",
+                where=str(paths[0].parent),
+                remedy="delete the broken file; the next run makes that part again",
+            ) from None
+        return frame
+
+
+def commit_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that after a crash it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    commit_rename(temporary, path)
+
+
+def commit_rename(temporary: Path, path: Path) -> None:
+    """Rename a finished, flushed file or folder into place and flush the folder's entry."""
+    temporary.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def commit_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON by rename."""
+    commit_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def part_path(workspace: Workspace, table_name: str, stage_key: str, index: int) -> Path:
+    """Return the path of part ``index`` of a table of a stage output."""
+    return workspace.parts_folder(table_name, stage_key) / f"part-{index:05d}.parquet"
+
+
+def write_part(
+    workspace: Workspace,
+    schema: Table,
+    stage_key: str,
+    index: int,
+    frame: pl.DataFrame,
+    metadata: Mapping[str, str],
+) -> Part:
+    """Commit ``frame`` as part ``index`` and return what was written.
+
+    ``metadata`` (run, stage, config hash, input hashes) goes into the Parquet key-value metadata
+    under ``prefmill.*``.
+    """
+    arrow = schema.to_arrow(frame)
+    tags = {f"prefmill.{key}": value for key, value in metadata.items()}
+    arrow = arrow.replace_schema_metadata({**tags, "prefmill.table": schema.name})
+    path = part_path(workspace, schema.name, stage_key, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        pq.write_table(arrow, file, compression=COMPRESSION)
+        file.flush()
+        os.fsync(file.fileno())
+    commit_rename(temporary, path)
+    return Part(workspace.relative(path), arrow.num_rows, file_sha256(path))
+
+
+def existing_part(workspace: Workspace, schema: Table, stage_key: str, index: int) -> Part | None:
+    """Return part ``index`` if it is there: a part that exists is done."""
+    path = part_path(workspace, schema.name, stage_key, index)
+    if not path.is_file():
+        return None
+    return Part(workspace.relative(path), pq.read_metadata(path).num_rows, file_sha256(path))
+
+
+def part_metadata(path: Path) -> dict[str, str]:
+    """Return the ``prefmill.*`` entries of a part-file's metadata, without the prefix."""
+    entries = pq.read_schema(path).metadata or {}
+    prefix = b"prefmill."
+    return {
+        k[len(prefix) :].decode(): v.decode() for k, v in entries.items() if k.startswith(prefix)
+    }
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage output. Its file's existence is the proof that it is finished."""
+
+    stage: str
+    stage_key: str
+    made_by: str
+    config: dict[str, Any]
+    inputs: tuple[Dataset, ...]
+    outputs: tuple[Dataset, ...]
+    started_at: str
+    ended_at: str
+    seconds: float
+
+    def output(self, table_name: str) -> Dataset:
+        """Return the output dataset of ``table_name``; raises ``KeyError``."""
+        for dataset in self.outputs:
+            if dataset.table == table_name:
+                return dataset
+        raise KeyError(table_name)
+
+
+def stage_record_path(workspace: Workspace, stage_key: str) -> Path:
+    """Return where the record of a stage output lies."""
+    return workspace.store / "stages" / f"{stage_key}.json"
+
+
+def write_stage_record(workspace: Workspace, record: StageRecord) -> None:
+    """Commit the record: from now on the stage output is finished."""
+    commit_json(stage_record_path(workspace, record.stage_key), asdict(record))
+
+
+def read_stage_record(workspace: Workspace, stage_key: str) -> StageRecord | None:
+    """Return the record of a finished stage output, or None."""
+    path = stage_record_path(workspace, stage_key)
+    return load_stage_record(path) if path.is_file() else None
+
+
+def load_stage_record(path: Path) -> StageRecord:
+    """Return the record in ``path``."""
+    values = cast("dict[str, Any]", json.loads(path.read_bytes()))
+    for role in ("inputs", "outputs"):
+        values[role] = tuple(
+            Dataset(d["table"], d["stage_key"], tuple(Part(**part) for part in d["parts"]))
+            for d in values[role]
+        )
+    return StageRecord(**values)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold ``path`` locked; the kernel releases it when the process dies, however it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

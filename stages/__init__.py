@@ -1,0 +1,1 @@
+"""The steps of curation as pure functions on tables, the engines they call, and the schemas."""

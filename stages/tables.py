@@ -1,0 +1,456 @@
+"""The schema of every table, declared once.
+
+The Parquet schema, the DuckDB views, the Great Expectations suites and ``docs/tables.md`` derive
+from these declarations or are tested against them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import pyarrow as pa
+
+from stages.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MESSAGES = pa.list_(
+    pa.struct(
+        [
+            pa.field("role", pa.string(), nullable=False),
+            pa.field("content", pa.string(), nullable=False),
+        ]
+    )
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what a value means, and which values are allowed."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    nullable: bool = False
+    unit: str = ""
+    allowed: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: what a row is, its columns, its key and the tables its ids point to."""
+
+    name: str
+    row: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+    references: dict[str, str] = field(default_factory=dict)
+    """Column name to ``table.column`` that must hold its value."""
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        """The Arrow schema, with nullability."""
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names in declared order."""
+        return [column.name for column in self.columns]
+
+    def column(self, name: str) -> Column:
+        """Return the column called ``name``; raises ``KeyError``."""
+        return next(c for c in self.columns if c.name == name)
+
+    def empty(self) -> pl.DataFrame:
+        """Return a frame of this table with no rows."""
+        import polars as pl
+
+        return cast("pl.DataFrame", pl.from_arrow(self.arrow_schema.empty_table()))
+
+    def to_arrow(self, frame: pl.DataFrame) -> pa.Table:
+        """Return ``frame`` with exactly this table's columns, order and types.
+
+        Raises:
+            DataError: a column is missing or unknown, a type does not convert without loss, or a
+                column that must not be null holds nulls.
+        """
+        missing = [name for name in self.column_names if name not in frame.columns]
+        unknown = [name for name in frame.columns if name not in self.column_names]
+        if missing or unknown:
+            raise DataError(
+                f"table {self.name!r}: missing columns {missing}, unknown columns {unknown}",
+                expected=f"exactly {self.column_names}",
+                where=f"a frame with columns {frame.columns}",
+            )
+        arrow = frame.select(self.column_names).to_arrow()
+        for column in self.columns:
+            nulls = arrow.column(column.name).null_count
+            if nulls and not column.nullable:
+                raise DataError(
+                    f"table {self.name!r}: {nulls} nulls in {column.name!r}",
+                    expected="no nulls",
+                    where=f"rows with key {self.key}",
+                )
+        try:
+            return arrow.cast(self.arrow_schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise DataError(
+                f"table {self.name!r}: {error}",
+                expected=f"the types {self.arrow_schema}".replace("\n", ", "),
+            ) from None
+
+
+def _text(name: str, meaning: str, **rest: object) -> Column:
+    return Column(name, pa.string(), meaning, **rest)  # type: ignore[arg-type]
+
+
+def _count(name: str, meaning: str, unit: str = "", **rest: object) -> Column:
+    return Column(name, pa.int64(), meaning, unit=unit, minimum=0, **rest)  # type: ignore[arg-type]
+
+
+def _number(name: str, meaning: str, **rest: object) -> Column:
+    return Column(name, pa.float64(), meaning, **rest)  # type: ignore[arg-type]
+
+
+def _flag(name: str, meaning: str, **rest: object) -> Column:
+    return Column(name, pa.bool_(), meaning, **rest)  # type: ignore[arg-type]
+
+
+def _time(name: str, meaning: str, **rest: object) -> Column:
+    return Column(name, pa.timestamp("us", tz="UTC"), meaning, **rest)  # type: ignore[arg-type]
+
+
+SPLITS = ("train", "heldout")
+
+PROMPTS = Table(
+    "prompts",
+    "one conversation to be answered",
+    ("prompt_id",),
+    (
+        _text("prompt_id", "hash of the messages"),
+        Column("messages", MESSAGES, "the conversation: role and content, last turn by the user"),
+        _text("source", "where the prompt came from, as named in the configuration"),
+        _text("stratum", "the group within the source that sampling balances"),
+        _text("split", "used for training pairs or kept for evaluation", allowed=SPLITS),
+        _text("verifier", "the rule that can check an answer", nullable=True),
+        _text("ground_truth", "what the verifier needs to know, as JSON", nullable=True),
+    ),
+)
+
+CANDIDATES = Table(
+    "candidates",
+    "one sampled completion",
+    ("candidate_id",),
+    (
+        _text("candidate_id", "hash of prompt, generator, sample index and completion"),
+        _text("prompt_id", "the prompt it answers"),
+        _count("sample_index", "which of the N samples of its prompt, from 0"),
+        _text("generator", "the model's name"),
+        _text("generator_hash", "hash of weights and sampling settings"),
+        _text("weights_hash", "hash of the model's weights and configuration"),
+        _number("temperature", "sampling temperature; 0 is greedy", minimum=0),
+        _number("top_p", "nucleus sampling mass", minimum=0, maximum=1),
+        _count("max_completion_tokens", "the limit asked for", "tokens"),
+        Column("seed", pa.int64(), "the seed of this prompt's samples"),
+        _text("completion", "the text, without special tokens"),
+        _text(
+            "finish_reason",
+            "stop (end of turn), length (cut at the limit) or error",
+            allowed=("stop", "length", "error"),
+        ),
+        _count("prompt_tokens", "the rendered prompt's length", "tokens"),
+        _count("completion_tokens", "including the end-of-turn token", "tokens"),
+        _number(
+            "logprob_sum",
+            "log-probability of the completion at temperature 1",
+            unit="nats",
+            nullable=True,
+            maximum=0,
+        ),
+        _text("template_fingerprint", "hash of the chat template"),
+    ),
+    references={"prompt_id": "prompts.prompt_id"},
+)
+
+JUDGMENTS = Table(
+    "judgments",
+    "one raw verdict: a reward, a judge's answer in one order, a rule's result, a vote",
+    ("judgment_id",),
+    (
+        _text("judgment_id", "hash of candidate(s), order, scorer and raw verdict"),
+        _text("candidate_id", "the candidate judged"),
+        _text("other_candidate_id", "the other one, for pairwise verdicts", nullable=True),
+        _text(
+            "order",
+            "for pairwise verdicts: was candidate_id shown first or second",
+            nullable=True,
+            allowed=("first", "second"),
+        ),
+        _text("scorer", "the scorer's name"),
+        _text("scorer_version", "the scorer's version or weights hash"),
+        _text("scorer_prompt_hash", "hash of the judge's prompt", nullable=True),
+        _number("score", "null when it could not be parsed: never a low score", nullable=True),
+        _text("raw", "what the scorer said, word for word"),
+        _count("prompt_tokens", "read by the judge", "tokens", nullable=True),
+        _count("completion_tokens", "written by the judge", "tokens", nullable=True),
+        _number("latency_seconds", "of the call", unit="s", nullable=True, minimum=0),
+    ),
+    references={"candidate_id": "candidates.candidate_id"},
+)
+
+SCORES = Table(
+    "scores",
+    "a candidate's score by one scorer, aggregated over its judgments",
+    ("candidate_id", "scorer"),
+    (
+        _text("candidate_id", "the candidate"),
+        _text("prompt_id", "its prompt"),
+        _text("scorer", "the scorer's name"),
+        _number("score", "mean over the parsed judgments; null when none", nullable=True),
+        _number("spread", "standard deviation over them; null below two", nullable=True, minimum=0),
+        _count("judgments", "how many judgments, parsed or not", "judgments"),
+        _number("missing_share", "share that could not be parsed", minimum=0, maximum=1),
+    ),
+    references={"candidate_id": "candidates.candidate_id", "prompt_id": "prompts.prompt_id"},
+)
+
+PAIRS = Table(
+    "pairs",
+    "a proposed (chosen, rejected)",
+    ("pair_id",),
+    (
+        _text("pair_id", "hash of both candidates, strategy and scorer"),
+        _text("prompt_id", "the prompt both answer"),
+        _text("chosen_candidate_id", "the preferred candidate"),
+        _text("rejected_candidate_id", "the other one"),
+        _text("strategy", "the pairing strategy"),
+        _text("scorer", "whose scores decided"),
+        _number("chosen_score", "in the scorer's unit"),
+        _number("rejected_score", "in the scorer's unit"),
+        _number("margin", "chosen_score - rejected_score", minimum=0),
+        _number(
+            "confidence",
+            "probability that the label is right, where known",
+            nullable=True,
+            minimum=0,
+            maximum=1,
+        ),
+        _count("chosen_tokens", "length of the chosen completion", "tokens"),
+        _count("rejected_tokens", "length of the rejected completion", "tokens"),
+    ),
+    references={
+        "prompt_id": "prompts.prompt_id",
+        "chosen_candidate_id": "candidates.candidate_id",
+        "rejected_candidate_id": "candidates.candidate_id",
+    },
+)
+
+DECISIONS = Table(
+    "decisions",
+    "one ruling on one pair by one filter",
+    ("pair_id", "filter"),
+    (
+        _text("pair_id", "the pair ruled on"),
+        _text("filter", "the filter's name"),
+        _count("position", "the filter's place in the configured order, from 0"),
+        _flag("kept", "false: this filter drops the pair"),
+        _text("reason", "the defect, when dropped", nullable=True),
+        _number("value", "what was measured", nullable=True),
+        _number("limit", "what it was measured against", nullable=True),
+    ),
+    references={"pair_id": "pairs.pair_id"},
+)
+
+EXPORTS = Table(
+    "exports",
+    "one file written for a trainer",
+    ("export_id",),
+    (
+        _text("export_id", "hash of the file's bytes, format and split"),
+        _text("format", "the target's format", allowed=("trl_jsonl", "trl_parquet")),
+        _text("split", "train or heldout", allowed=SPLITS),
+        _text("path", "relative to the workspace"),
+        _count("rows", "pairs in the file", "pairs"),
+        _text("sha256", "of the file's bytes"),
+    ),
+)
+
+EXPORT_ROWS = Table(
+    "export_rows",
+    "one pair in one export",
+    ("export_id", "pair_id"),
+    (
+        _text("export_id", "the export"),
+        _text("pair_id", "the pair"),
+        Column("line", pa.int64(), "its line or row in the file, from 1", minimum=1),
+    ),
+    references={"export_id": "exports.export_id", "pair_id": "pairs.pair_id"},
+)
+
+ROUNDS = Table(
+    "rounds",
+    "one training of a policy on one export, with its verdict",
+    ("round_id",),
+    (
+        _text("round_id", "hash of the base weights, the export and the training settings"),
+        _count("round_index", "place in its series, from 1"),
+        _text("export_id", "the file trained on"),
+        _text("base_weights_hash", "the policy before"),
+        _text("reference_weights_hash", "the frozen reference model"),
+        _text("result_weights_hash", "the policy after"),
+        _text("result_path", "the new model's folder, relative to the workspace"),
+        _count("pairs", "trained on", "pairs"),
+        _count("steps", "optimizer steps", "steps"),
+        _flag("promoted", "the gate's verdict"),
+    ),
+    references={"export_id": "exports.export_id"},
+)
+
+TRAINING_METRICS = Table(
+    "training_metrics",
+    "one metric at one step",
+    ("round_id", "step", "metric"),
+    (
+        _text("round_id", "the round"),
+        _count("step", "optimizer step, from 1", "steps"),
+        _text("metric", "TRL's name: loss, rewards/margins, logps/chosen ..."),
+        _number("value", "in the metric's unit", nullable=True),
+    ),
+)
+
+EVALUATIONS = Table(
+    "evaluations",
+    "one measure of the policy before and after a round, on the held-out prompts",
+    ("round_id", "metric", "decoding", "stratum"),
+    (
+        _text("round_id", "the round"),
+        _text("metric", "success, score or completion_tokens"),
+        _text("decoding", "sampled or greedy", allowed=("sampled", "greedy")),
+        _text("stratum", "all, or one stratum"),
+        _count("prompts", "held-out prompts compared", "prompts"),
+        _number("before", "mean over prompts"),
+        _number("after", "mean over prompts"),
+        _number("difference", "after - before"),
+        _number("low", "lower end of the paired 95 % bootstrap interval of the difference"),
+        _number("high", "upper end"),
+    ),
+    references={"round_id": "rounds.round_id"},
+)
+
+GATES = Table(
+    "gates",
+    "one criterion of one round's promotion gate",
+    ("round_id", "criterion"),
+    (
+        _text("round_id", "the round"),
+        _text("criterion", "what was asked"),
+        _number("value", "what was measured"),
+        _number("limit", "what it had to reach"),
+        _flag("passed", "whether it did"),
+    ),
+    references={"round_id": "rounds.round_id"},
+)
+
+VALIDATIONS = Table(
+    "validations",
+    "one expectation checked on one table of one stage",
+    ("table", "expectation", "column"),
+    (
+        _text("table", "the table checked"),
+        _text("expectation", "the Great Expectations name"),
+        _text("column", "the column, or * for the whole table"),
+        _text("severity", "must stops the run, should warns", allowed=("must", "should")),
+        _flag("passed", "whether it held"),
+        _count("rows", "rows checked", "rows"),
+        _count("unexpected", "rows that broke it", "rows"),
+        _text("examples", "up to 10 ids of such rows, as JSON"),
+    ),
+)
+
+RUNS = Table(
+    "runs",
+    "one run of a flow",
+    ("run_id",),
+    (
+        _text("run_id", "the flow's name and a hash of the resolved configuration and inputs"),
+        _text("flow", "refresh or dpo_round", allowed=("refresh", "dpo_round")),
+        _text("name", "from the configuration"),
+        _count("round_index", "place in its series, from 1; 0 for a refresh"),
+        _text("config", "the resolved configuration, as JSON"),
+        _text("code_version", "prefmill's version and, in a checkout, its commit"),
+        _text("status", "how it stands", allowed=("running", "completed", "failed")),
+        _time("started_at", "first start"),
+        _time("ended_at", "last end", nullable=True),
+        _count("attempts", "how often it was started", "starts"),
+        _text("error", "the last error", nullable=True),
+    ),
+)
+
+STAGE_RUNS = Table(
+    "stage_runs",
+    "one stage in one run",
+    ("run_id", "stage"),
+    (
+        _text("run_id", "the run"),
+        _text("stage", "the stage's name within the run"),
+        _count("position", "its place in the run, from 0"),
+        _text("stage_key", "hash of the stage, its settings and its inputs: names its output"),
+        _text("status", "made here, or reused from an earlier run", allowed=("made", "reused")),
+        _text("made_by", "the run that made the output"),
+        _number("seconds", "wall time in this run", unit="s", minimum=0),
+        _time("ended_at", "when it was done"),
+    ),
+    references={"run_id": "runs.run_id"},
+)
+
+ARTIFACTS = Table(
+    "artifacts",
+    "one part-file that a stage read or wrote",
+    ("stage_key", "role", "path"),
+    (
+        _text("stage_key", "the stage's output that it belongs to"),
+        _text("stage", "the stage that read or wrote it"),
+        _text("role", "input or output", allowed=("input", "output")),
+        _text("table", "the table of its rows"),
+        _text("path", "relative to the workspace"),
+        _count("rows", "rows in it", "rows"),
+        _text("sha256", "of the file's bytes"),
+    ),
+)
+
+ROW_TABLES: tuple[Table, ...] = (
+    PROMPTS,
+    CANDIDATES,
+    JUDGMENTS,
+    SCORES,
+    PAIRS,
+    DECISIONS,
+    EXPORTS,
+    EXPORT_ROWS,
+    ROUNDS,
+    TRAINING_METRICS,
+    EVALUATIONS,
+    GATES,
+    VALIDATIONS,
+)
+"""Tables kept as part-files, one folder per stage output."""
+
+RECORD_TABLES: tuple[Table, ...] = (RUNS, STAGE_RUNS, ARTIFACTS)
+"""Tables read from the JSON records of runs and stages."""
+
+ALL_TABLES: dict[str, Table] = {t.name: t for t in (*ROW_TABLES, *RECORD_TABLES)}
+
+
+def table(name: str) -> Table:
+    """Return the table called ``name``.
+
+    Raises:
+        DataError: there is none; names the nearest.
+    """
+    if name not in ALL_TABLES:
+        raise DataError(f"unknown table {name!r}{nearest(name, list(ALL_TABLES))}")
+    return ALL_TABLES[name]

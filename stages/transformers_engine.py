@@ -1,0 +1,181 @@
+"""The in-process engine: a Hugging Face causal language model through transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stages.content_ids import content_hash, weights_hash
+from stages.errors import ModelError
+from stages.generation import GenerationConfig, Request, SampledCompletion
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+
+
+class TransformersEngine:
+    """A model folder loaded for generation: fp32 on a CPU, bf16 on a GPU.
+
+    Sampling is by inverse CDF with random numbers drawn per prompt and sample from the prompt's
+    own seed (Philox), so that a completion doesn't depend on the other prompts asked with it.
+    """
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        """Load the model and tokenizer.
+
+        Raises:
+            ModelError: the folder holds no loadable model, or its tokenizer no chat template.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model_name = name or folder.name
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        try:
+            self.weights_hash = weights_hash(folder)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"the model cannot be loaded: {error}",
+                expected="a Hugging Face folder with config, safetensors and tokenizer",
+                where=str(folder),
+            ) from None
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                "the tokenizer has no chat template",
+                expected="a chat template, as the trainer will use the same one",
+                where=str(folder),
+                remedy="choose an instruction-tuned model, or add chat_template.jinja",
+            )
+        self.template_fingerprint = content_hash(self.tokenizer.chat_template)
+        self.model: Any = model.to(self.device).eval()
+        self.context_tokens = int(getattr(model.config, "max_position_embeddings", 2**31))
+        ends = model.generation_config.eos_token_id
+        self.end_tokens: list[int] = ends if isinstance(ends, list) else [ends]
+        if self.end_tokens == [None]:
+            self.end_tokens = [self.tokenizer.eos_token_id]
+
+    def _prompt_token_ids(self, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
+        texts = [
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            for turns in conversations
+        ]
+        # The template already holds every special token; adding more would double the BOS.
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def count_prompt_tokens(self, conversations: Sequence[list[dict[str, str]]]) -> list[int]:
+        """Return each conversation's length in tokens, rendered for generation."""
+        return [len(ids) for ids in self._prompt_token_ids(conversations)]
+
+    def generate(
+        self, requests: Sequence[Request], samples: int, config: GenerationConfig
+    ) -> list[list[SampledCompletion]]:
+        """Return ``samples`` completions per request, all in one padded batch."""
+        import torch
+
+        prompts = self._prompt_token_ids([request.messages for request in requests])
+        width = max(len(ids) for ids in prompts)
+        pad = self.tokenizer.pad_token_id
+        pad = self.end_tokens[0] if pad is None else pad
+        tokens = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        draws = _uniform_draws([r.seed for r in requests], samples, config.max_completion_tokens)
+        sampler = SeededSampling(
+            draws.to(self.device), config.temperature, config.top_p, self.end_tokens
+        )
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        with torch.inference_mode():
+            sequences = self.model.generate(
+                input_ids=tokens.repeat_interleave(samples, dim=0).to(self.device),
+                attention_mask=mask.repeat_interleave(samples, dim=0).to(self.device),
+                max_new_tokens=config.max_completion_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=pad,
+                eos_token_id=self.end_tokens,
+                logits_processor=[sampler],
+            )
+        return self._completions(sequences[:, width:].tolist(), sampler, samples)
+
+    def _completions(
+        self, sequences: list[list[int]], sampler: SeededSampling, samples: int
+    ) -> list[list[SampledCompletion]]:
+        """Cut each sequence after its end token and decode it."""
+        cut: list[list[int]] = []
+        for sequence in sequences:
+            end = next((i for i, t in enumerate(sequence) if t in self.end_tokens), None)
+            cut.append(sequence if end is None else sequence[: end + 1])
+        texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True)
+        logprobs = sampler.logprob_sum.tolist()
+        flat = [
+            SampledCompletion(
+                text, "stop" if ids[-1] in self.end_tokens else "length", len(ids), min(logp, 0.0)
+            )
+            for text, ids, logp in zip(texts, cut, logprobs, strict=True)
+        ]
+        return [flat[start : start + samples] for start in range(0, len(flat), samples)]
+
+
+def _uniform_draws(seeds: Sequence[int], samples: int, steps: int) -> torch.Tensor:
+    """Return uniform numbers in [0, 1) of shape (len(seeds) * samples, steps), double."""
+    import numpy as np
+    import torch
+
+    rows = [
+        np.random.Generator(np.random.Philox(key=seed)).random((samples, steps)) for seed in seeds
+    ]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+class SeededSampling:
+    """A transformers logits processor that makes each row's choice itself.
+
+    It leaves only the chosen token possible, so that greedy decoding takes it, and adds up the
+    log-probability of the choices at temperature 1 in `logprob_sum`, shape (rows,).
+    """
+
+    def __init__(
+        self, draws: torch.Tensor, temperature: float, top_p: float, end_tokens: list[int]
+    ) -> None:
+        """Take ``draws`` of shape (rows, steps), one uniform number per choice."""
+        import torch
+
+        self.draws, self.temperature, self.top_p = draws, temperature, top_p
+        self.end_tokens = torch.tensor(end_tokens, device=draws.device)
+        self.logprob_sum = torch.zeros(len(draws), dtype=torch.float64, device=draws.device)
+        self.running = torch.ones(len(draws), dtype=torch.bool, device=draws.device)
+        self.step = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Return ``scores`` (rows, vocabulary) with everything but the choice at -inf."""
+        import torch
+
+        logprobs = torch.log_softmax(scores.double(), dim=-1)
+        choice = logprobs.argmax(dim=-1) if self.temperature == 0 else self._sampled(logprobs)
+        chosen = logprobs.gather(1, choice[:, None])[:, 0]
+        self.logprob_sum += torch.where(self.running, chosen, 0.0)
+        self.running &= ~torch.isin(choice, self.end_tokens)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter(1, choice[:, None], 0.0)
+
+    def _sampled(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """Return one token per row by inverse CDF, within the nucleus when top_p < 1."""
+        import torch
+
+        probabilities = torch.softmax(logprobs / self.temperature, dim=-1)
+        if self.top_p < 1:
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0.0
+            probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered)
+        cumulative = probabilities.cumsum(-1)
+        target = self.draws[:, self.step, None] * cumulative[:, -1:]
+        # right=True: a target equal to a step's upper edge belongs to the next token, so that a
+        # token of probability zero is never chosen.
+        choice = torch.searchsorted(cumulative, target, right=True)[:, 0]
+        return choice.clamp(max=probabilities.shape[-1] - 1)
