@@ -1,0 +1,338 @@
+"""The report's plots as inline SVG: drawn by Vega-Lite at build time, no script and no network.
+
+Data are binned in polars first, so a million pairs cost what a hundred do. The colours are those
+of the light palette; the page's style sheet maps each one to its partner in the dark.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import polars as pl
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INK, MUTED, GRID = "#1d242b", "#5b6670", "#dfe4e8"
+BLUE, ORANGE, PURPLE = "#0b66b0", "#c9590c", "#8256b5"
+WIDTH, HEIGHT = 380, 190
+MAX_BINS, MAX_POINTS, MAX_STRATA = 30, 240, 24
+FEW_POINTS = 12
+DASHES = [[1, 0], [6, 3], [2, 2]]
+SVG_TAGS = {"svg", "g", "path", "text", "tspan", "rect", "line", "defs", "clipPath", "style"}
+
+CURVES: dict[str, dict[str, str]] = {
+    "Loss": {"loss": BLUE},
+    "Implicit rewards": {
+        "rewards/margins": PURPLE,
+        "rewards/chosen": BLUE,
+        "rewards/rejected": ORANGE,
+    },
+    "Reward accuracy": {"rewards/accuracies": BLUE},
+    "Log-probabilities": {"logps/chosen": BLUE, "logps/rejected": ORANGE},
+    "KL from the reference": {"kl": BLUE},
+}
+"""Panel to the metrics it shows (TRL's names) and their colours."""
+
+INVISIBLE = {
+    code: f"[U+{code:04X}]"
+    for code in (
+        *(code for code in range(0x20) if chr(code) not in "\t\n"),
+        *range(0x7F, 0xA0), 0x61C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),
+        *range(0x2060, 0x206A), 0xFEFF, 0xFFFE, 0xFFFF,
+    )
+}  # fmt: skip
+"""Control, direction and zero-width characters, and what a reader sees in their place."""
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with control and direction characters shown instead of obeyed."""
+    return text.translate(INVISIBLE)
+
+
+KEPT = pl.when("kept").then(pl.lit("kept")).otherwise(pl.lit("dropped"))
+KEPT_COLOURS = {"kept": BLUE, "dropped": ORANGE}
+
+
+def margins(pairs: pl.DataFrame) -> Markup | None:
+    """Return the distribution of margins, kept pairs under dropped ones; None without pairs."""
+    bins = _binned(pairs.select(value="margin", state=KEPT))
+    return _bars("margins", bins, "margin: chosen score \u2212 rejected score") if bins else None
+
+
+def scores(pairs: pl.DataFrame) -> Markup | None:
+    """Return the distributions of chosen and rejected scores of kept pairs; None without any."""
+    import altair as alt
+
+    kept = pairs.filter("kept")
+    sides = [kept.select(value=f"{s}_score", state=pl.lit(s)) for s in ("chosen", "rejected")]
+    bins = _binned(pl.concat(sides))
+    if not bins:
+        return None
+    base = alt.Chart(alt.Data(values=bins)).encode(
+        x=alt.X("start:Q", bin="binned", title="score", axis=alt.Axis(grid=False)),
+        x2="end:Q",
+        y=alt.Y("pairs:Q", stack=None, title="pairs", axis=alt.Axis(tickMinStep=1, tickCount=5)),
+        color=_series("state", {"chosen": BLUE, "rejected": ORANGE}),
+    )
+    chart = base.mark_bar(fillOpacity=0.5, binSpacing=1)
+    return _svg("scores", chart.properties(width=WIDTH, height=HEIGHT))
+
+
+def length_gaps(pairs: pl.DataFrame) -> Markup | None:
+    """Return how much longer the chosen completions are; None without pairs."""
+    gap = (pl.col("chosen_tokens") - pl.col("rejected_tokens")).cast(pl.Float64)
+    bins = _binned(pairs.select(value=gap, state=KEPT))
+    return _bars("gaps", bins, "chosen \u2212 rejected length, tokens", zero=True) if bins else None
+
+
+def length_preference(pairs: pl.DataFrame) -> Markup | None:
+    """Return how often the longer completion is chosen, by length gap; None without gaps."""
+    import altair as alt
+
+    rows = length_preference_rows(pairs)
+    if rows.is_empty():
+        return None
+    base = alt.Chart(_values(rows))
+    x = alt.X("gap:N", sort=None, title="length gap, tokens", axis=alt.Axis(labelAngle=0))
+    scale = alt.Scale(domain=[0, 1])
+    y = alt.Y("share:Q", scale=scale, title="longer one chosen", axis=alt.Axis(format="%"))
+    colour = _series("state", KEPT_COLOURS)
+    offset = alt.XOffset("state:N", sort=["kept", "dropped"])
+    even = alt.Chart(_values(pl.DataFrame({"y": [0.5]}))).mark_rule(color=MUTED, strokeDash=[4, 3])
+    chart = alt.layer(
+        even.encode(y="y:Q"),
+        base.mark_rule(strokeWidth=2).encode(
+            x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour, xOffset=offset
+        ),
+        base.mark_point(filled=True, size=60, opacity=1).encode(
+            x=x, y=y, color=colour, xOffset=offset, shape=_shape("state", ["kept", "dropped"])
+        ),
+    )
+    return _svg("preference", chart.properties(width=WIDTH, height=HEIGHT))
+
+
+def length_preference_rows(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return gap, state, share, low, high: the share of longer-chosen pairs with its interval.
+
+    Pairs of equal length say nothing. The interval is Wilson's at 95 %.
+    """
+    gap = pl.col("chosen_tokens") - pl.col("rejected_tokens")
+    edges, labels = [4, 16, 64, 256], ["1-4", "5-16", "17-64", "65-256", ">256"]
+    z = 1.96
+    n, p = pl.col("n"), pl.col("share")
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * (p * (1 - p) / n + z * z / (4 * n * n)).sqrt() / (1 + z * z / n)
+    return (
+        pairs.filter(gap != 0)
+        .group_by(
+            KEPT.alias("state"),
+            gap.abs().cut(edges, labels=labels).alias("gap"),
+        )
+        .agg(pl.len().alias("n"), (gap > 0).mean().alias("share"))
+        .with_columns((centre - half).alias("low"), (centre + half).alias("high"))
+        .with_columns(
+            pl.col("gap")
+            .cast(pl.String)
+            .replace_strict(labels, range(5), return_dtype=pl.Int64)
+            .alias("place")
+        )
+        .sort("place", "state")
+        .select(pl.col("gap").cast(pl.String), "state", "n", "share", "low", "high")
+    )
+
+
+def lift(evaluations: pl.DataFrame, percent: bool) -> Markup | None:
+    """Return the change in each stratum with its interval, per decoding; None without any."""
+    import altair as alt
+
+    if evaluations.is_empty():
+        return None
+    factor = 100 if percent else 1
+    rows = evaluations.with_columns(
+        pl.col("difference", "low", "high") * factor,
+        stratum=pl.col("stratum").replace("all", "all held-out"),
+        first=pl.col("stratum") == "all",
+    )
+    order = rows.group_by("stratum").agg(pl.col("first").any(), pl.col("difference").max())
+    names = order.sort("first", "difference", descending=True)["stratum"].head(MAX_STRATA).to_list()
+    rows = rows.filter(pl.col("stratum").is_in(names))
+    decodings = [d for d in ("sampled", "greedy") if d in rows["decoding"].to_list()]
+    base = alt.Chart(_values(rows.select("stratum", "decoding", "difference", "low", "high")))
+    y = alt.Y("stratum:N", sort=[visible(n) for n in names], title=None)
+    offset = alt.YOffset("decoding:N", sort=decodings)
+    colour = _series("decoding", dict(zip(decodings, (BLUE, ORANGE), strict=False)))
+    title = "change, percentage points" if percent else "change"
+    zero = alt.Chart(_values(pl.DataFrame({"x": [0.0]}))).mark_rule(color=INK, strokeDash=[4, 3])
+    chart = alt.layer(
+        zero.encode(x="x:Q"),
+        base.mark_rule(strokeWidth=2).encode(
+            x=alt.X("low:Q", title=title), x2="high:Q", y=y, yOffset=offset, color=colour
+        ),
+        base.mark_point(filled=True, size=64, opacity=1).encode(
+            x="difference:Q", y=y, yOffset=offset, color=colour, shape=_shape("decoding", decodings)
+        ),
+    )
+    height = alt.Step(17 if len(decodings) > 1 else 26)
+    return _svg("lift", chart.properties(width=WIDTH - 90, height=height))
+
+
+def training_curves(metrics: pl.DataFrame) -> list[tuple[str, Markup]]:
+    """Return (title, plot) for each panel of ``CURVES`` with values; ``metrics`` is one round's."""
+    import altair as alt
+
+    drawn = []
+    for title, colours in CURVES.items():
+        rows = _thinned(metrics.filter(pl.col("metric").is_in(list(colours))))
+        present = {m: c for m, c in colours.items() if m in rows["metric"].to_list()}
+        if not present:
+            continue
+        line = alt.Chart(_values(rows)).mark_line(
+            strokeWidth=2, point=rows.height <= len(present) * FEW_POINTS
+        )
+        legend = None if len(present) == 1 else alt.Legend()
+        dashes = alt.Scale(domain=list(present), range=DASHES[: len(present)])
+        chart = line.encode(
+            x=alt.X("step:Q", title="step", axis=alt.Axis(format="d", tickMinStep=1, tickCount=6)),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+            color=_series("metric", present, legend),
+            strokeDash=alt.StrokeDash("metric:N", scale=dashes, title=None, legend=legend),
+        )
+        name = re.sub(r"\W+", "-", title.lower())
+        drawn.append((title, _svg(name, chart.properties(width=WIDTH, height=150))))
+    return drawn
+
+
+def _bars(name: str, bins: list[dict[str, Any]], title: str, zero: bool = False) -> Markup:
+    import altair as alt
+
+    chart: Any = (
+        alt.Chart(alt.Data(values=bins))
+        .mark_bar(stroke=None, binSpacing=1)
+        .encode(
+            x=alt.X("start:Q", bin="binned", title=title, axis=alt.Axis(grid=False)),
+            x2="end:Q",
+            y=alt.Y("pairs:Q", title="pairs", axis=alt.Axis(tickMinStep=1, tickCount=5)),
+            color=_series("state", KEPT_COLOURS),
+            order=alt.Order("state:N", sort="descending"),
+        )
+    )
+    if zero:
+        line = alt.Chart(_values(pl.DataFrame({"x": [0.0]}))).mark_rule(
+            color=INK, strokeDash=[4, 3]
+        )
+        chart = alt.layer(chart, line.encode(x="x:Q"))
+    return _svg(name, chart.properties(width=WIDTH, height=HEIGHT))
+
+
+def _binned(pairs: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return start, end, state and pairs per bin of ``value``; outliers count in the end bins."""
+    pairs = pairs.filter(pl.col("value").is_finite())
+    if pairs.is_empty():
+        return []
+    low, high = (pairs["value"].quantile(q, "nearest") or 0.0 for q in (0.002, 0.998))
+    step = _nice_step((high - low) / MAX_BINS)
+    first, last = math.floor(low / step), math.floor(high / step)
+    place = (pl.col("value") / step).floor().clip(first, last)
+    counts = pairs.group_by(place.alias("place"), "state").len("pairs").sort("place", "state")
+    return [
+        {"start": row["place"] * step, "end": (row["place"] + 1) * step,
+         "state": row["state"], "pairs": row["pairs"]}
+        for row in counts.iter_rows(named=True)
+    ]  # fmt: skip
+
+
+def _nice_step(raw: float) -> float:
+    """Return the next 1, 2 or 5 times a power of ten at or above ``raw``."""
+    if raw <= 0:
+        return 0.1
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
+
+
+def _thinned(metrics: pl.DataFrame) -> pl.DataFrame:
+    """Return at most a few hundred points per metric: means over equal stretches of steps."""
+    finite = metrics.filter(pl.col("value").is_finite()).select("step", "metric", "value")
+    if finite.is_empty():
+        return finite
+    stretch = int(finite["step"].max() or 1) // MAX_POINTS + 1  # type: ignore[arg-type]
+    means = finite.group_by("metric", pl.col("step") // stretch).agg(
+        pl.col("step").last().alias("last"), pl.col("value").mean()
+    )
+    return means.select(pl.col("last").alias("step"), "metric", "value").sort("metric", "step")
+
+
+def _values(frame: pl.DataFrame) -> Any:
+    """Return the rows as inline data; texts with their invisible characters made visible."""
+    import altair as alt
+
+    return alt.Data(
+        values=[
+            {k: visible(v) if isinstance(v, str) else v for k, v in row.items()}
+            for row in frame.to_dicts()
+        ]
+    )
+
+
+def _series(field: str, colours: dict[str, str], legend: Any = ...) -> Any:
+    """Return the colour of each series; without ``legend``, one is drawn as the page's are."""
+    import altair as alt
+
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    drawn = alt.Legend() if legend is ... else legend
+    return alt.Color(f"{field}:N", scale=scale, title=None, legend=drawn)
+
+
+def _shape(field: str, domain: Sequence[str]) -> Any:
+    import altair as alt
+
+    shapes = ["circle", "diamond"][: len(domain)]
+    scale = alt.Scale(domain=list(domain), range=shapes)
+    return alt.Shape(f"{field}:N", scale=scale, title=None)
+
+
+def _svg(name: str, chart: Any) -> Markup:
+    """Return the chart as SVG that scales with the page and holds only drawing elements."""
+    import vl_convert
+
+    axis = {
+        "labelColor": MUTED, "titleColor": MUTED, "gridColor": GRID, "tickColor": GRID,
+        "domainColor": MUTED, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
+        "labelLimit": 150, "titlePadding": 8,
+    }  # fmt: skip
+    legend = {
+        "orient": "top", "labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 2,
+        "titleColor": INK, "labelLimit": 200, "offset": 8,
+    }  # fmt: skip
+    config = {
+        "aria": False, "background": None, "font": "Helvetica, Arial, sans-serif",
+        "view": {"stroke": None}, "axis": axis, "legend": legend,
+    }  # fmt: skip
+    spec = chart.to_dict()
+    spec["config"] = config
+    spec["padding"] = 4
+    drawn = vl_convert.vegalite_to_svg(spec, vl_version=vl_convert.get_vegalite_versions()[-1])
+    return Markup(_inlined(name, drawn))  # noqa: S704 - _inlined lets only drawing elements through
+
+
+def _inlined(name: str, drawn: str) -> str:
+    """Return ``drawn`` with ids of its own, no fixed size, and nothing that could act.
+
+    Raises:
+        ValueError: it holds an element, an attribute or an address that no plot of ours needs.
+    """
+    root = ET.fromstring(drawn)  # noqa: S314 - made by vl-convert a moment ago
+    for element in root.iter():
+        tag = element.tag.split("}")[-1]
+        bad = [a for a in element.attrib if a.lower().startswith("on") or a.endswith("href")]
+        if tag not in SVG_TAGS or bad:
+            raise ValueError(f"the plot {name!r} holds <{tag}> with {bad}")
+    drawn = re.sub(r'\bid="', f'id="{name}-', drawn)
+    drawn = re.sub(r"url\(#", f"url(#{name}-", drawn)
+    opening, rest = drawn.split(">", 1)
+    opening = re.sub(r' (?:width|height|class|version|xmlns:xlink)="[^"]*"', "", opening)
+    return f'{opening} focusable="false" aria-hidden="true">{rest}'
