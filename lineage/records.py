@@ -1,0 +1,224 @@
+"""The records of runs: `runs/RUN_ID/run.json` and `runs/RUN_ID/stages/STAGE.json`.
+
+Their keys are the columns of ``RUNS`` and ``STAGE_RUNS``; times are ISO-8601 with an offset.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+from lineage.workspace import commit_json
+from stages.content_ids import canonical_json
+from stages.errors import DataError, UnknownIdError, nearest
+from stages.tables import RUNS, STAGE_RUNS, Column, Table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lineage.workspace import Workspace
+
+LATEST = "latest"
+"""In place of a run id: the run that was started last."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, as the columns of ``RUNS``; ``config`` is the resolved configuration itself."""
+
+    run_id: str
+    flow: str
+    name: str
+    round_index: int
+    config: dict[str, Any]
+    code_version: str
+    status: str
+    started_at: str
+    ended_at: str | None = None
+    attempts: int = 1
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class StageRunRecord:
+    """One stage of one run, as the columns of ``STAGE_RUNS``."""
+
+    run_id: str
+    stage: str
+    position: int
+    stage_key: str
+    status: str
+    made_by: str
+    seconds: float
+    ended_at: str
+
+
+Record = TypeVar("Record", RunRecord, StageRunRecord)
+
+
+def run_path(workspace: Workspace, run_id: str) -> Path:
+    """Where the record of a run lies."""
+    return workspace.runs / run_id / "run.json"
+
+
+def stage_run_path(workspace: Workspace, run_id: str, stage: str) -> Path:
+    """Where the record of one stage of a run lies."""
+    return workspace.runs / run_id / "stages" / f"{stage}.json"
+
+
+def write_run(workspace: Workspace, record: RunRecord) -> None:
+    """Commit the record of a run, over the earlier one.
+
+    Raises:
+        DataError: a value does not fit its column.
+    """
+    path = run_path(workspace, record.run_id)
+    _require_fit(RUNS, record, path)
+    commit_json(path, asdict(record))
+
+
+def write_stage_run(workspace: Workspace, record: StageRunRecord) -> None:
+    """Commit the record of one stage of a run, over the earlier one.
+
+    Raises:
+        DataError: a value does not fit its column.
+    """
+    path = stage_run_path(workspace, record.run_id, record.stage)
+    _require_fit(STAGE_RUNS, record, path)
+    commit_json(path, asdict(record))
+
+
+def read_run(workspace: Workspace, run_id: str) -> RunRecord | None:
+    """Return the record of exactly this run, or None.
+
+    Raises:
+        DataError: the record is there and broken.
+    """
+    path = run_path(workspace, run_id)
+    return _load(path, RUNS, RunRecord) if run_id and path.is_file() else None
+
+
+def read_stage_runs(workspace: Workspace, run_id: str) -> list[StageRunRecord]:
+    """Return the stages that a run has finished, in order.
+
+    Raises:
+        DataError: a record is broken.
+    """
+    folder = stage_run_path(workspace, run_id, "any").parent
+    records = [_load(path, STAGE_RUNS, StageRunRecord) for path in folder.glob("*.json")]
+    return sorted(records, key=lambda record: (record.position, record.stage))
+
+
+def list_runs(workspace: Workspace) -> list[RunRecord]:
+    """Return every run, the newest start first. A broken record is logged and left out."""
+    records = []
+    for path in workspace.runs.glob("*/run.json"):
+        try:
+            records.append(_load(path, RUNS, RunRecord))
+        except DataError as error:
+            log.warning("%s", error)
+    return sorted(records, key=lambda r: (_time(r.started_at), r.run_id), reverse=True)
+
+
+def require_run(workspace: Workspace, run_id: str) -> RunRecord:
+    """Return the run called ``run_id``, or the one whose id begins so, or the ``latest``.
+
+    Raises:
+        UnknownIdError: no run, or more than one, fits; names the nearest and how many there are.
+    """
+    runs = list_runs(workspace)
+    known = [run.run_id for run in runs]
+    if run_id == LATEST and runs:
+        return runs[0]
+    fitting = [run for run in runs if run.run_id == run_id] or [
+        run for run in runs if run_id and run.run_id.startswith(run_id)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = f"unknown run {run_id!r}{nearest(run_id, known)}"
+    if fitting:
+        found = f"{run_id!r} fits {len(fitting)} runs: {', '.join(r.run_id for r in fitting[:5])}"
+    elif not runs:
+        found = "there is no run yet" if run_id == LATEST else f"unknown run {run_id!r}"
+    raise UnknownIdError(
+        found,
+        expected=f"one of the {len(runs)} runs of this workspace, or {LATEST!r}",
+        where=str(workspace.runs),
+        remedy="list them with `prefmill runs`",
+    )
+
+
+def record_row(schema: Table, values: Any) -> dict[str, Any]:
+    """Return ``values`` as a row of ``schema``: times parsed, nested values as canonical JSON.
+
+    Raises:
+        TypeError: a value is of another type than its column.
+        ValueError: a column is missing or null, or a value does not fit it.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"it holds a {type(values).__name__}, expected an object")
+    missing = [name for name in schema.column_names if name not in values]
+    if missing:
+        raise ValueError(f"missing keys {missing}, found {sorted(values)}")
+    return {column.name: _cell(column, values[column.name]) for column in schema.columns}
+
+
+def _cell(column: Column, value: Any) -> Any:
+    if value is None:
+        if not column.nullable:
+            raise ValueError(f"{column.name!r} is null")
+        return None
+    if pa.types.is_timestamp(column.type):
+        return _time(value)
+    if pa.types.is_string(column.type):
+        return value if isinstance(value, str) else canonical_json(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{column.name!r} is {value!r}, expected a number")
+    if pa.types.is_integer(column.type) and value != int(value):
+        raise ValueError(f"{column.name!r} is {value!r}, expected a whole number")
+    return value
+
+
+def _time(text: Any) -> datetime:
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is not a time as ISO-8601 text")
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"the time {text!r} has no offset from UTC")
+    return time
+
+
+def _require_fit(schema: Table, record: RunRecord | StageRunRecord, path: Path) -> None:
+    problem = ""
+    try:
+        row = record_row(schema, asdict(record))
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    else:
+        for column in schema.columns:
+            if column.allowed and row[column.name] not in column.allowed:
+                problem = f"{column.name!r} is {row[column.name]!r}, not one of {column.allowed}"
+    if problem:
+        raise DataError(
+            f"a record of {schema.name!r} cannot be written: {problem}", where=str(path)
+        )
+
+
+def _load(path: Path, schema: Table, kind: type[Record]) -> Record:
+    try:
+        values = json.loads(path.read_bytes())
+        record_row(schema, values)
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(
+            f"a record of {schema.name!r} cannot be read: {error}",
+            where=str(path),
+            remedy="delete it; running the same configuration again writes it anew",
+        ) from None
+    return kind(**{field.name: values[field.name] for field in fields(kind)})

@@ -1,0 +1,31 @@
+-- Which runs used which set of candidates, and what did they make of it? A row per run and stage
+-- that samples candidates: generate, and the evaluations before and after a round.
+--   run_id: the run
+--   name: the run's name
+--   flow: the run's flow
+--   started_at: the run's first start
+--   stage: the stage
+--   candidates_key: stage_key of the candidates
+--   prompts_key: stage_key of the run's prompts
+--   score_key: stage_key of these candidates' judgments and scores
+--   pair_key: stage_key of the pairs made of them; null for an evaluation
+--   filter_key: stage_key of the decisions on those pairs
+--   export_key: stage_key of their exports
+CREATE VIEW candidate_outputs AS
+SELECT
+    k.run_id,
+    runs.name,
+    runs.flow,
+    runs.started_at,
+    s.stage,
+    s.stage_key AS candidates_key,
+    k.prompts_key,
+    -- An evaluation keeps candidates, judgments and scores in one output.
+    CASE WHEN s.stage = 'generate' THEN k.score_key ELSE s.stage_key END AS score_key,
+    CASE WHEN s.stage = 'generate' THEN k.pair_key END AS pair_key,
+    CASE WHEN s.stage = 'generate' THEN k.filter_key END AS filter_key,
+    CASE WHEN s.stage = 'generate' THEN k.export_key END AS export_key
+FROM stage_runs AS s
+INNER JOIN run_stages AS k ON k.run_id = s.run_id
+LEFT JOIN runs ON runs.run_id = s.run_id
+WHERE s.stage = 'generate' OR starts_with(s.stage, 'evaluate_');

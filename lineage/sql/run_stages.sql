@@ -1,0 +1,20 @@
+-- Which stage output does each run use for each step of curation? A row per run.
+-- Outputs are shared: two runs with the same settings and inputs have the same key.
+--   run_id: the run
+--   prompts_key: stage_key of its prompts
+--   generate_key: stage_key of its candidates
+--   score_key: stage_key of its judgments and scores
+--   pair_key: stage_key of its pairs
+--   filter_key: stage_key of its decisions
+--   export_key: stage_key of its exports
+CREATE VIEW run_stages AS
+SELECT
+    run_id,
+    max(stage_key) FILTER (WHERE stage = 'prompts') AS prompts_key,
+    max(stage_key) FILTER (WHERE stage = 'generate') AS generate_key,
+    max(stage_key) FILTER (WHERE stage = 'score') AS score_key,
+    max(stage_key) FILTER (WHERE stage = 'pair') AS pair_key,
+    max(stage_key) FILTER (WHERE stage = 'filter') AS filter_key,
+    max(stage_key) FILTER (WHERE stage = 'export') AS export_key
+FROM stage_runs
+GROUP BY run_id;

@@ -1,0 +1,276 @@
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from lineage import database
+from lineage.database import publish, rebuild
+from lineage.ddl import VIEWS
+from lineage.query import connect, query
+from lineage.workspace import Workspace, stage_record_path
+from stages.errors import WorkspaceError
+from stages.tables import ALL_TABLES
+from tests.lineage.small_workspace import RUN_A, write_small_workspace, write_stages_of_run
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def contents(workspace):
+    """Every row of every table and view, as sorted text."""
+    connection = connect(workspace)
+    try:
+        return {
+            name: sorted(map(str, connection.execute(f'FROM "{name}"').fetchall()))
+            for name in sorted({*ALL_TABLES, *VIEWS})
+        }
+    finally:
+        connection.close()
+
+
+def start(code, *arguments):
+    """A Python process of its own that can import ours; its output is piped."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, timeout=60):
+    out, error = process.communicate(timeout=timeout)
+    assert process.returncode == 0, error
+    return out
+
+
+def test_publish_returns_the_path_and_leaves_nothing_else(workspace):
+    assert publish(workspace) == workspace.lineage_database
+    names = {path.name for path in workspace.root.iterdir()}
+    assert names == {
+        "lineage.duckdb", ".lineage.lock", "store", "runs", "exports", "models", "prefect",
+    }  # fmt: skip
+
+
+def test_rebuild_makes_the_same_tables_again(workspace):
+    before = contents(workspace)
+    assert sum(map(len, before.values())) > 80
+    workspace.lineage_database.unlink()
+    assert rebuild(workspace).problems == ()
+    assert contents(workspace) == before
+
+
+def test_plain_duckdb_opens_it_from_any_directory(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = workspace.lineage_database
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.sql("SELECT count(*) FROM pair_quality").fetchall() == [(6,)]
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"ATTACH '{str(path).replace(chr(39), chr(39) * 2)}' AS other (READ_ONLY)"
+        )
+        assert connection.sql("SELECT count(*) FROM other.funnel").fetchall() == [(26,)]
+
+
+HOLD = """
+    import sys, duckdb
+    connection = duckdb.connect(sys.argv[1], read_only=True)
+    question = "SELECT count(*), (SELECT count(*) FROM pair_quality) FROM runs"
+    print(connection.sql(question).fetchall(), flush=True)
+    for line in sys.stdin:
+        print(connection.sql(question).fetchall(), flush=True)
+"""
+
+
+def test_a_reader_in_another_process_is_undisturbed_by_five_publications(workspace):
+    reader = start(HOLD, workspace.lineage_database)
+    try:
+        assert reader.stdout.readline() == "[(2, 6)]\n"
+        for count in range(5):
+            (workspace.runs / f"later{count}").mkdir()
+            record = json.loads((workspace.runs / "refresh_a1" / "run.json").read_text())
+            record["run_id"] = f"later{count}"
+            (workspace.runs / f"later{count}" / "run.json").write_text(json.dumps(record))
+            publish(workspace)
+            assert query(workspace, "SELECT count(*) FROM runs").item() == 3 + count
+            reader.stdin.write("again\n")
+            reader.stdin.flush()
+            assert reader.stdout.readline() == "[(2, 6)]\n"
+    finally:
+        finish(reader)
+
+
+PUBLISH = """
+    import sys
+    from pathlib import Path
+    from lineage.database import publish
+    from lineage.workspace import Workspace
+    for _ in range(4):
+        publish(Workspace(Path(sys.argv[1])))
+"""
+
+READ = """
+    import sys, duckdb
+    for _ in range(10):
+        with duckdb.connect(sys.argv[1], read_only=True) as connection:
+            assert connection.sql("SELECT count(*) FROM pair_quality").fetchall() == [(6,)]
+"""
+
+
+def test_concurrent_publishers_and_readers_do_not_fail(workspace):
+    before = contents(workspace)
+    processes = [start(PUBLISH, workspace.root) for _ in range(3)]
+    processes += [start(READ, workspace.lineage_database) for _ in range(2)]
+    for process in processes:
+        finish(process, timeout=120)
+    assert contents(workspace) == before
+    assert not list(workspace.root.glob(".lineage.duckdb.*"))
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from lineage import database
+    from lineage.workspace import Workspace
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(database, sys.argv[2], kill)
+    database.publish(Workspace(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("moment", ["_add_view", "_flush", "commit_rename"])
+def test_a_killed_publisher_leaves_the_old_file_and_its_leftovers_go(workspace, moment):
+    before = workspace.lineage_database.read_bytes()
+    killed = start(KILLED, workspace.root, moment)
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert workspace.lineage_database.read_bytes() == before
+    assert list(workspace.root.glob(".lineage.duckdb.*"))
+    rebuild(workspace)
+    assert not list(workspace.root.glob(".lineage.duckdb.*"))
+
+
+def test_leftover_folders_of_spilled_data_go_too(workspace):
+    folder = workspace.root / ".lineage.duckdb.1.tmp.tmp"
+    folder.mkdir()
+    (folder / "x").write_text("x")
+    publish(workspace)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("runs/refresh_a1/run.json", b"{"),
+        ("runs/refresh_a1/run.json", b"[]"),
+        ("runs/refresh_a1/run.json", b"\xff\x00"),
+        ("runs/refresh_a1/run.json", b'{"run_id": "refresh_a1"}'),
+        ("runs/refresh_a1/stages/pair.json", b""),
+        ("store/stages/k3.json", b"null"),
+        ("store/stages/k3.json", b"{}"),
+        ("store/pairs/stage_key=k3/part-00000.parquet", b""),
+        ("store/pairs/stage_key=k3/part-00000.parquet", b"PAR1 and so on PAR1"),
+        ("store/candidates/stage_key=k1/part-00001.parquet", b"PAR1"),
+    ],
+)
+def test_a_broken_file_is_set_aside_and_the_rest_loads(workspace, path, content, caplog):
+    (workspace.root / path).write_bytes(content)
+    publication = rebuild(workspace)
+    assert [problem.path for problem in publication.problems] == [path]
+    assert path in caplog.text
+    assert query(workspace, "SELECT path FROM store.problems").item() == path
+    found = contents(workspace)
+    assert len(found["prompts"]) == 4
+    assert len(found["decisions"]) == 9
+    assert len(found["pairs"]) == (0 if "k3" in path else 3)
+    assert len(found["candidates"]) == (6 if "candidates" in path else 9)
+
+
+def test_a_lost_part_is_set_aside(workspace):
+    (workspace.root / "store/pairs/stage_key=k3/part-00000.parquet").unlink()
+    (problem,) = rebuild(workspace).problems
+    assert "No such file" in problem.problem
+    assert query(workspace, "FROM pairs").is_empty()
+
+
+def test_a_part_of_other_rows_than_recorded_is_set_aside(workspace):
+    import pyarrow.parquet as pq
+
+    path = workspace.root / "store/pairs/stage_key=k3/part-00000.parquet"
+    pairs = pq.ParquetFile(path).read()
+    pq.write_table(pairs.slice(1), path)
+    assert [p.problem for p in rebuild(workspace).problems] == ["2 rows, expected 3"]
+    pq.write_table(pairs.drop_columns(["margin"]), path)
+    assert "different ['margin double']" in rebuild(workspace).problems[0].problem
+
+
+def test_changed_bytes_are_found_when_hashes_are_verified(workspace):
+    path = workspace.root / "store/pairs/stage_key=k3/part-00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[10] ^= 0xFF
+    path.write_bytes(content)
+    assert rebuild(workspace).problems == ()
+    (problem,) = rebuild(workspace, verify_hashes=True).problems
+    assert "SHA-256 differs" in problem.problem
+
+
+def test_a_record_cannot_point_outside_its_folder(workspace):
+    path = stage_record_path(workspace, "k3")
+    record = json.loads(path.read_text())
+    record["outputs"][0]["parts"][0]["path"] = "store/pairs/stage_key=k3/../../../../x.parquet"
+    path.write_text(json.dumps(record))
+    (problem,) = rebuild(workspace).problems
+    assert "expected a file in store/pairs/stage_key=k3/" in problem.problem
+
+
+def test_shared_outputs_are_not_counted_twice(workspace):
+    write_stages_of_run(workspace, RUN_A, {"prompts": "k0"})
+    publish(workspace)
+    assert query(workspace, "SELECT count(*) FROM pairs").item() == 3
+
+
+def test_a_workspace_that_cannot_be_written(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(WorkspaceError, match="lineage rebuild"):
+        publish(Workspace(blocked / "workspace"))
+
+
+def test_a_failed_build_leaves_the_old_file(workspace, monkeypatch):
+    before = workspace.lineage_database.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(database, "_flush", fail)
+    with pytest.raises(WorkspaceError, match="No space left"):
+        publish(workspace)
+    assert workspace.lineage_database.read_bytes() == before
+
+
+def test_a_relative_workspace_works_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(Path("relative"))
+    write_small_workspace(workspace)
+    publish(workspace)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert query(Workspace(tmp_path / "relative"), "FROM pairs").height == 3
+
+
+def test_publishing_takes_well_under_a_second(workspace):
+    seconds = []
+    for _ in range(3):
+        started = time.process_time()
+        rebuild(workspace)
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 1.0
+    assert workspace.lineage_database.stat().st_size < 5_000_000

@@ -1,0 +1,162 @@
+import io
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from lineage.story import visible
+from lineage.why import render, why
+from stages.errors import DataError, MissingFileError, UnknownIdError
+from tests.lineage.small_workspace import NASTY
+
+
+def printed(story):
+    stream = io.StringIO()
+    Console(file=stream, force_terminal=True, color_system=None, width=200).print(render(story))
+    return stream.getvalue()
+
+
+def pairs_by_run(story):
+    return {
+        run["run_id"]: use["pairs"]
+        for account in story.facts["accounts"]
+        for use in account["uses"]
+        for run in use["runs"]
+    }
+
+
+def test_the_story_of_a_pair(published):
+    story = why(published, "pair_22")
+    assert (story.kind, story.id) == ("pair", "pair_22")
+    assert story.facts["prompt"]["messages"] == [{"role": "user", "content": "2+2?"}]
+    (account,) = story.facts["accounts"]
+    assert [c["completion"] for c in account["candidates"]] == ["4", "5"]
+    assert [c["scores"][0]["score"] for c in account["candidates"]] == [1.0, 0.75]
+    assert [c["judgments"][0]["raw"] for c in account["candidates"]] == ["right", "near"]
+    (in_a,), (in_b,) = (pairs_by_run(story)[run] for run in ("refresh_a1", "dpo_round_b2"))
+    assert (in_a["kept"], in_b["kept"]) == (False, True)
+    assert [d["filter"] for d in in_a["decisions"]] == ["margin", "length_ratio"]
+    assert [d["reason"] for d in in_b["decisions"]] == [None]
+    assert in_a["exports"] == in_a["rounds"] == []
+    assert [(e["path"], e["line"]) for e in in_b["exports"]] == [("exports/k7/train.jsonl", 2)]
+    assert [(r["round_id"], r["promoted"]) for r in in_b["rounds"]] == [("round_r1", True)]
+
+
+def test_the_story_of_a_candidate(published):
+    story = why(published, "candidate_p3b")
+    assert story.kind == "candidate"
+    (account,) = story.facts["accounts"]
+    assert [c["candidate_id"] for c in account["candidates"]] == ["candidate_p3a", "candidate_p3b"]
+    assert account["candidates"][1]["scores"][0]["score"] is None
+    assert set(map(len, pairs_by_run(story).values())) == {0}
+    text = printed(story)
+    assert "no parsed verdict" in text
+    assert "no pair was made of it" in text
+
+
+def test_the_story_of_an_evaluation_candidate(published):
+    (account,) = why(published, "candidate_e1").facts["accounts"]
+    assert account["uses"][0]["runs"][0]["stage"] == "evaluate_after_sampled"
+    assert account["candidates"][0]["judgments"][0]["raw"] == "right after training"
+
+
+def test_the_story_of_a_prompt(published):
+    story = why(published, "prompt_h1")
+    generated, evaluated = sorted(
+        story.facts["accounts"], key=lambda account: -len(account["candidates"])
+    )
+    assert [c["candidate_id"] for c in generated["candidates"]] == [
+        "candidate_h1a",
+        "candidate_h1b",
+    ]
+    assert [c["candidate_id"] for c in evaluated["candidates"]] == ["candidate_e1"]
+    assert generated["prompt"]["split"] == "heldout"
+    assert [len(use["pairs"]) for use in generated["uses"]] == [1, 1]
+
+
+def test_the_story_of_an_export(published):
+    story = why(published, "export_b")
+    assert story.facts["export"]["path"] == "exports/k7/train.jsonl"
+    assert [run["run_id"] for run in story.facts["runs"]] == ["dpo_round_b2"]
+    assert [r["round_id"] for r in story.facts["rounds"]] == ["round_r1"]
+    (part,) = story.facts["composition"]
+    assert (part["source"], part["pairs"], part["mean_margin"]) == ("bundled", 2, 0.625)
+    assert "trained in round 1" in printed(story)
+
+
+def test_a_line_of_an_export(published, tmp_path):
+    file = published.exports / "k7" / "train.jsonl"
+    assert why(published, f"{file}:2").id == "pair_22"
+    assert why(published, "exports/k7/train.jsonl:1").id == "pair_11"
+    copy = tmp_path / "copy.jsonl"
+    shutil.copy(file, copy)
+    assert why(published, f"{copy}:2").id == "pair_22"
+
+
+@pytest.mark.parametrize(
+    ("line", "content", "message"),
+    [
+        (3, '{"pair_id": "pair_11"}\n' * 2, "Expected 1 to 2"),
+        (0, '{"pair_id": "pair_11"}\n', "no line 0"),
+        (1, "{broken\n", "not a line of JSON"),
+        (1, '{"prompt": 1}\n', "has no pair_id"),
+        (1, "[1]\n", "has no pair_id"),
+    ],
+)
+def test_a_line_that_is_no_pair(published, tmp_path, line, content, message):
+    file = tmp_path / "x.jsonl"
+    file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        why(published, f"{file}:{line}")
+
+
+def test_a_file_that_is_not_there(published):
+    with pytest.raises(MissingFileError, match=r"no file 'nowhere.jsonl'"):
+        why(published, "nowhere.jsonl:3")
+
+
+def test_every_story_is_json_and_prints(published):
+    for row_id in ("pair_11", "candidate_p1a", "candidate_e1", "prompt_h1", "export_a"):
+        story = why(published, row_id)
+        assert json.loads(json.dumps(story.to_json()))["id"] == row_id
+        assert row_id in printed(story)
+
+
+def test_texts_are_shown_literally(published):
+    text = printed(why(published, "pair_11"))
+    assert "[red]bold[/red] ␛[31mred␛[0m <U+202E>evil␍2" in text
+    assert "right ␛]0;owned␇again" in text
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
+
+
+def test_visible_keeps_ordinary_text():
+    assert visible("naïve 数学 🙂\nsecond line") == "naïve 数学 🙂\nsecond line"
+    assert visible("\t\x00\x7f\x9b\u200b\u2028") == "␉␀<U+007F><U+009B><U+200B><U+2028>"
+    assert visible(NASTY) != NASTY
+
+
+def test_a_unique_beginning_is_enough(published):
+    assert why(published, "pair_2").id == "pair_22"
+    assert why(published, "22").id == "pair_22"
+
+
+def test_an_ambiguous_beginning_names_what_fits(published):
+    with pytest.raises(UnknownIdError, match="'pair_' fits more than one id: pair_11, pair_22, pa"):
+        why(published, "pair_")
+
+
+def test_an_unknown_id_names_the_nearest(published):
+    with pytest.raises(UnknownIdError, match=r"nearest known: pair_22.*3 pairs"):
+        why(published, "pair_29")
+
+
+@pytest.mark.parametrize("text", ["", "' OR 1=1 --", "%", "pair_22'; DROP TABLE runs; --"])
+def test_odd_ids_are_only_unknown(published, text):
+    with pytest.raises(UnknownIdError):
+        why(published, text)
+
+
+def test_an_unpublished_workspace(empty_workspace):
+    with pytest.raises(MissingFileError, match="prefmill lineage rebuild"):
+        why(empty_workspace, "pair_1")
