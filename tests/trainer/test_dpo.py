@@ -1,0 +1,493 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from stages.configuration import Config
+from stages.content_ids import file_sha256, weights_hash
+from stages.errors import ConfigError, DataError, MissingFileError, ModelError, WorkspaceError
+from trainer import dpo
+from trainer.checkpoints import is_complete, last_complete
+from trainer.dpo import DPOTrainingConfig, metrics_frame, train_dpo
+
+ROOT = Path(__file__).resolve().parents[2]
+
+QUICK = DPOTrainingConfig(
+    learning_rate=1e-3,
+    batch_size=4,
+    epochs=2,
+    max_length_tokens=64,
+    checkpoint_every_steps=3,
+    threads=1,
+    seed=3,
+)
+"""8 steps on the 16 pairs; the second epoch starts at step 5."""
+
+
+class Killed(BaseException):
+    """Stands for a kill in tests that stay within one process."""
+
+
+def run(rows, model, folder, config=QUICK, **rest):
+    return train_dpo(rows, model, model, config, folder / "model", folder / "checkpoints", **rest)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(clear_pairs, model_folder, tmp_path_factory):
+    return run(clear_pairs, model_folder, tmp_path_factory.mktemp("uninterrupted"))
+
+
+def values(result, metric):
+    return result.metrics.filter(pl.col("metric") == metric).sort("step")["value"].to_list()
+
+
+def same_weights(a, b):
+    names = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json")
+    return all(file_sha256(a / name) == file_sha256(b / name) for name in names)
+
+
+def test_result_names_its_weights_pairs_and_steps(uninterrupted, model_folder):
+    assert uninterrupted.base_weights_hash == weights_hash(model_folder)
+    assert uninterrupted.reference_weights_hash == weights_hash(model_folder)
+    assert uninterrupted.weights_hash == weights_hash(uninterrupted.model_path)
+    assert uninterrupted.weights_hash != uninterrupted.base_weights_hash
+    assert (uninterrupted.steps, uninterrupted.pairs) == (8, 16)
+
+
+def test_metrics_are_one_row_per_step_and_metric_without_timings(uninterrupted):
+    assert uninterrupted.metrics.schema == {
+        "step": pl.Int64,
+        "metric": pl.String,
+        "value": pl.Float64,
+    }
+    assert set(uninterrupted.metrics["metric"]) == {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "entropy",
+        "num_tokens",
+        "mean_token_accuracy",
+        "logits/chosen",
+        "logits/rejected",
+        "logps/chosen",
+        "logps/rejected",
+        "rewards/accuracies",
+        "rewards/chosen",
+        "rewards/margins",
+        "rewards/rejected",
+        "epoch",
+    }
+    assert values(uninterrupted, "loss")[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert uninterrupted.metrics.group_by("metric").len()["len"].unique().to_list() == [8]
+
+
+def test_the_policy_learns_a_clear_preference(uninterrupted):
+    assert values(uninterrupted, "rewards/accuracies")[0] == 0.0
+    assert values(uninterrupted, "rewards/accuracies")[-1] == 1.0
+    assert values(uninterrupted, "rewards/margins")[-1] > 0.1
+    assert values(uninterrupted, "loss")[-1] < math.log(2) - 0.05
+
+
+def test_the_saved_model_loads_and_ends_turns(uninterrupted, model_folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(uninterrupted.model_path)
+    model = AutoModelForCausalLM.from_pretrained(uninterrupted.model_path)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "<|user|>a<|assistant|>b<|eos|>"
+    assert model.config.use_cache
+    assert model.generation_config.eos_token_id == 2
+    names = {path.name for path in uninterrupted.model_path.iterdir()}
+    assert "training_args.bin" not in names, "it would be part of the weights hash"
+
+
+def test_manifest_says_how_the_model_was_made(uninterrupted):
+    manifest = json.loads((uninterrupted.model_path / "manifest.json").read_text())
+    assert manifest["settings"]["beta"] == 0.1
+    assert manifest["pairs"] == 16
+    assert manifest["steps"] == 8
+    assert manifest["seed"] == 3
+    # printf 'pair_00\npair_01\n...pair_15' | sha256sum
+    assert manifest["pair_ids_sha256"] == (
+        "33c3a2276cc953c710f117d5d75e5e8747ffb86810a767fcd8efa7b2b3fd13b6"
+    )
+    assert manifest["base_dtypes"] == ["F32"]
+    assert manifest["saved_dtypes"] == ["F32"]
+    assert manifest["weights_hash"] == uninterrupted.weights_hash
+    assert manifest["versions"]["trl"].startswith("1.")
+
+
+def test_a_half_precision_base_is_trained_and_saved_in_full(
+    clear_pairs, half_model_folder, tmp_path
+):
+    from transformers import AutoConfig
+
+    result = run(clear_pairs.head(4), half_model_folder, tmp_path)
+    manifest = json.loads((result.model_path / "manifest.json").read_text())
+    assert (manifest["base_dtypes"], manifest["saved_dtypes"]) == (["F16"], ["F32"])
+    assert str(AutoConfig.from_pretrained(result.model_path).dtype) == "torch.float32"
+
+
+def test_equal_runs_give_equal_bytes_whatever_the_row_order(
+    clear_pairs, model_folder, uninterrupted, tmp_path
+):
+    shuffled = clear_pairs.sample(fraction=1.0, shuffle=True, seed=1)
+    again = run(shuffled, model_folder, tmp_path)
+    assert same_weights(again.model_path, uninterrupted.model_path)
+    assert again.weights_hash == uninterrupted.weights_hash
+    assert again.metrics.equals(uninterrupted.metrics)
+
+
+def test_another_seed_gives_other_weights(clear_pairs, model_folder, uninterrupted, tmp_path):
+    other = run(clear_pairs, model_folder, tmp_path, QUICK.model_copy(update={"seed": 4}))
+    assert other.weights_hash != uninterrupted.weights_hash
+
+
+KILLED_TRAINING = """
+import os, signal, sys
+from pathlib import Path
+import polars as pl
+from trainer.dpo import DPOTrainingConfig, train_dpo
+rows, model, folder, config, kill_at = sys.argv[1:]
+def progress(step, total):
+    if step == int(kill_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+train_dpo(
+    pl.read_parquet(rows), Path(model), Path(model),
+    DPOTrainingConfig.model_validate_json(config),
+    Path(folder) / "model", Path(folder) / "checkpoints", progress,
+)
+"""
+
+
+def test_training_killed_and_resumed_has_the_same_bits(
+    clear_pairs, model_folder, uninterrupted, tmp_path
+):
+    clear_pairs.write_parquet(tmp_path / "rows.parquet")
+    arguments = [tmp_path / "rows.parquet", model_folder, tmp_path, QUICK.model_dump_json(), 5]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_TRAINING, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (killed.stdout, killed.stderr) == (b"", b""), "training writes nothing to the terminal"
+    assert not (tmp_path / "model").exists()
+    steps = []
+    resumed = run(clear_pairs, model_folder, tmp_path, progress=lambda *step: steps.append(step))
+    assert steps == [(3, 8), (4, 8), (5, 8), (6, 8), (7, 8), (8, 8)]
+    assert same_weights(resumed.model_path, uninterrupted.model_path)
+    assert resumed.weights_hash == uninterrupted.weights_hash
+    assert resumed.metrics.equals(uninterrupted.metrics)
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 7, 8])
+def test_stopped_at_any_step_and_resumed_has_the_same_bits(
+    kill_at, clear_pairs, model_folder, uninterrupted, tmp_path
+):
+    def progress(step, total):
+        if step == kill_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(clear_pairs, model_folder, tmp_path, progress=progress)
+    resumed = run(clear_pairs, model_folder, tmp_path)
+    assert resumed.weights_hash == uninterrupted.weights_hash
+    assert resumed.metrics.equals(uninterrupted.metrics)
+
+
+def test_resume_is_exact_with_accumulation_and_an_uneven_last_batch(
+    clear_pairs, model_folder, tmp_path
+):
+    config = QUICK.model_copy(
+        update={"gradient_accumulation_steps": 2, "checkpoint_every_steps": 2, "loss_type": "ipo"}
+    )
+    rows = clear_pairs.head(13)
+    whole = run(rows, model_folder, tmp_path / "whole", config)
+
+    def progress(step, total):
+        if step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(rows, model_folder, tmp_path / "cut", config, progress=progress)
+    resumed = run(rows, model_folder, tmp_path / "cut", config)
+    assert resumed.weights_hash == whole.weights_hash
+    assert resumed.metrics.equals(whole.metrics)
+
+
+def stop_at(step_to_stop):
+    def progress(step, total):
+        if step == step_to_stop:
+            raise Killed
+
+    return progress
+
+
+def only_run_folder(folder):
+    (found,) = (folder / "checkpoints").iterdir()
+    return found
+
+
+def test_a_checkpoint_cut_off_while_saving_is_passed_over(
+    clear_pairs, model_folder, uninterrupted, tmp_path
+):
+    with pytest.raises(Killed):
+        run(clear_pairs, model_folder, tmp_path, progress=stop_at(7))
+    folder = only_run_folder(tmp_path)
+    assert last_complete(folder).name == "checkpoint-6"
+    (folder / "checkpoint-6" / "trainer_state.json").write_text('{"global_st')
+    assert not is_complete(folder / "checkpoint-6")
+    assert last_complete(folder).name == "checkpoint-3"
+    (folder / "checkpoint-7").mkdir()
+    (folder / "checkpoint-7" / "model.safetensors").write_bytes(b"")
+    resumed = run(clear_pairs, model_folder, tmp_path)
+    assert resumed.weights_hash == uninterrupted.weights_hash
+    assert resumed.metrics.equals(uninterrupted.metrics)
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(clear_pairs, model_folder, tmp_path):
+    with pytest.raises(Killed):
+        run(clear_pairs, model_folder, tmp_path, progress=stop_at(7))
+    steps = []
+    run(
+        clear_pairs.head(8),
+        model_folder,
+        tmp_path,
+        progress=lambda step, total: steps.append(step),
+    )
+    assert steps == [0, 1, 2, 3, 4]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1, "the killed one's are kept"
+
+
+def test_two_processes_do_not_train_the_same_at_once(clear_pairs, model_folder, tmp_path):
+    def second(step, total):
+        with pytest.raises(WorkspaceError, match="another process is training this"):
+            run(clear_pairs, model_folder, tmp_path)
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(clear_pairs, model_folder, tmp_path, progress=second)
+    assert run(clear_pairs.head(4), model_folder, tmp_path).steps == 2
+
+
+def test_a_finished_training_is_not_repeated(clear_pairs, model_folder, uninterrupted):
+    def progress(step, total):
+        raise AssertionError("trained again")
+
+    again = run(clear_pairs, model_folder, uninterrupted.model_path.parent, progress=progress)
+    assert again.weights_hash == uninterrupted.weights_hash
+    assert again.metrics.equals(uninterrupted.metrics)
+    assert list((uninterrupted.model_path.parent / "checkpoints").iterdir()) == []
+
+
+def test_a_foreign_output_folder_is_refused_before_training(clear_pairs, model_folder, tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(WorkspaceError, match="holds something else"):
+        run(clear_pairs, model_folder, tmp_path)
+
+
+def test_loss_is_equation_7_of_rafailov(clear_pairs, model_folder, other_model_folder, tmp_path):
+    """Policy and reference differ, so that the loss is not just log 2."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = QUICK.model_copy(update={"beta": 0.3, "epochs": 0.25})
+    rows = clear_pairs.head(4)
+    result = train_dpo(
+        rows, model_folder, other_model_folder, config, tmp_path / "model", tmp_path / "checkpoints"
+    )
+    assert result.reference_weights_hash == weights_hash(other_model_folder)
+    assert result.steps == 1
+
+    def log_prob(model, prompt, completion):
+        text = f"<|user|>{prompt}<|assistant|>"
+        tokenizer = dpo._load_tokenizer(model_folder, model_folder)
+        head = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(f"{text}{completion}<|eos|>", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        return sum(logits[i - 1, ids[i]].item() for i in range(len(head), len(ids)))
+
+    pi, ref = (
+        AutoModelForCausalLM.from_pretrained(folder).eval()
+        for folder in (model_folder, other_model_folder)
+    )
+    losses = []
+    for row in rows.iter_rows(named=True):
+        prompt = row["prompt"][0]["content"]
+        ratio = {
+            side: log_prob(pi, prompt, row[side]) - log_prob(ref, prompt, row[side])
+            for side in ("chosen", "rejected")
+        }
+        margin = 0.3 * (ratio["chosen"] - ratio["rejected"])
+        losses.append(math.log(1 + math.exp(-margin)))
+    assert values(result, "loss")[0] == pytest.approx(sum(losses) / 4, abs=1e-5)
+    assert abs(values(result, "loss")[0] - math.log(2)) > 1e-3
+
+
+def test_margins_are_zero_before_the_first_step(uninterrupted):
+    for metric in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert values(uninterrupted, metric)[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_reference_other_than_the_one_named_is_detected(
+    clear_pairs, model_folder, other_model_folder, tmp_path, monkeypatch
+):
+    load, loaded = dpo._load_model, []
+
+    def wrong_second(folder):
+        loaded.append(folder)
+        return load(folder if len(loaded) == 1 else other_model_folder)
+
+    monkeypatch.setattr(dpo, "_load_model", wrong_second)
+    with pytest.raises(ModelError, match=r"largest implicit reward is .* same weights hash"):
+        run(clear_pairs, model_folder, tmp_path)
+
+
+def test_nan_weights_are_detected_before_training(clear_pairs, model_folder, tmp_path, monkeypatch):
+    load = dpo._load_model
+
+    def with_nan(folder):
+        model = load(folder)
+        model.lm_head.weight.data[5, 5] = float("nan")
+        return model
+
+    monkeypatch.setattr(dpo, "_load_model", with_nan)
+    with pytest.raises(ModelError, match="implicit reward is nan"):
+        run(clear_pairs, model_folder, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_training(clear_pairs, model_folder, tmp_path, monkeypatch):
+    from trainer.trl_trainer import PrivateDPOTrainer
+
+    compute_loss = PrivateDPOTrainer.compute_loss
+
+    def nan_at_step_5(self, *args, **kwargs):
+        loss = compute_loss(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 4 else loss
+
+    monkeypatch.setattr(PrivateDPOTrainer, "compute_loss", nan_at_step_5)
+    with pytest.raises(ModelError, match=r"unstable at step 5: .*'loss': nan.*checkpoint-3"):
+        run(clear_pairs, model_folder, tmp_path)
+    assert not (tmp_path / "model").exists()
+    assert last_complete(only_run_folder(tmp_path)).name == "checkpoint-3"
+
+
+def test_a_gradient_that_is_not_finite_stops_training(clear_pairs, model_folder, tmp_path):
+    wild = QUICK.model_copy(
+        update={"learning_rate": 1e30, "checkpoint_every_steps": 1, "warmup_ratio": 0.0}
+    )
+    with pytest.raises(ModelError, match=r"unstable at step 2: .*'grad_norm': nan"):
+        run(clear_pairs, model_folder, tmp_path, wild)
+
+
+def test_a_reference_with_another_template_is_refused(clear_pairs, model_folder, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    (other / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(ModelError, match="differ in their chat template"):
+        train_dpo(
+            clear_pairs, model_folder, other, QUICK, tmp_path / "model", tmp_path / "checkpoints"
+        )
+
+
+def test_untrainable_rows_are_refused(clear_pairs, model_folder, tmp_path):
+    rows = clear_pairs.with_columns(rejected=pl.col("chosen"))
+    with pytest.raises(DataError, match="chosen_equals_rejected: 16 pairs, such as pair_00"):
+        run(rows, model_folder, tmp_path)
+
+
+def test_the_models_context_limits_the_length_too(clear_pairs, model_folder, tmp_path):
+    config = QUICK.model_copy(update={"max_length_tokens": 1024})  # the model's context is 128
+    rows = clear_pairs.head(1).with_columns(rejected=pl.lit("x" * 128))
+    with pytest.raises(DataError, match="sequence_too_long: 1 pairs, such as pair_00"):
+        run(rows, model_folder, tmp_path, config)
+
+
+def test_a_folder_without_a_model_is_named(clear_pairs, tmp_path):
+    with pytest.raises(MissingFileError, match="the policy holds no model"):
+        run(clear_pairs, tmp_path / "nowhere", tmp_path)
+
+
+def test_process_state_is_left_as_it_was(clear_pairs, model_folder, tmp_path):
+    import logging
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    level = logging.getLogger("trl").level
+    expected = torch.rand(1, generator=torch.Generator().manual_seed(7)).item()
+    threads = torch.get_num_threads()
+    run(clear_pairs.head(4), model_folder, tmp_path)
+    assert torch.rand(1).item() == expected
+    assert random.random() == random.Random(7).random()
+    assert np.random.rand() == np.random.RandomState(7).rand()  # noqa: NPY002
+    assert torch.get_num_threads() == threads
+    assert logging.getLogger("trl").level == level
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_smoothing": 0.1}, "ignored by loss_type 'sigmoid': only robust, exo_pair, aot"),
+        ({"label_smoothing": 0.1, "loss_type": "ipo"}, "ignored by loss_type 'ipo'"),
+        ({"loss_type": "exo_pair"}, "needs label_smoothing above 0"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
+        ({"loss_type": "bco_pair"}, "loss_type"),
+        ({"batch_size": 6, "gradient_accumulation_steps": 4}, "does not divide"),
+        ({"learning_rate": 0}, "greater than 0"),
+        ({"learningrate": 1e-6}, "nearest known: learning_rate"),
+    ],
+)
+def test_settings_that_would_mislead_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        DPOTrainingConfig.checked(settings)
+
+
+@pytest.mark.parametrize("loss", dpo.LossType.__args__)
+def test_every_allowed_loss_trains(loss, clear_pairs, model_folder, tmp_path):
+    smoothing = 0.001 if loss in dpo.SMOOTHED_LOSSES else 0.0
+    config = QUICK.model_copy(
+        update={"loss_type": loss, "label_smoothing": smoothing, "epochs": 1.0}
+    )
+    result = run(clear_pairs.head(8), model_folder, tmp_path, config)
+    assert result.steps == 2
+    assert all(math.isfinite(value) for value in result.metrics["value"])
+
+
+def test_bf16_without_cuda_is_refused(clear_pairs, model_folder, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    config = QUICK.model_copy(update={"precision": "bf16"})
+    with pytest.raises(ConfigError, match="bf16 was asked for without a CUDA device"):
+        run(clear_pairs, model_folder, tmp_path, config)
+
+
+def test_metrics_frame_leaves_out_the_summary():
+    history = [
+        {"loss": 0.5, "epoch": 0.5, "step": 1},
+        {"train_runtime": 3.2, "train_loss": 0.5, "total_flos": 1.0, "epoch": 1.0, "step": 1},
+    ]
+    assert metrics_frame(history).rows() == [(1, "epoch", 0.5), (1, "loss", 0.5)]
+
+
+def test_training_config_documents_every_setting():
+    assert issubclass(DPOTrainingConfig, Config)
+    assert all(field.description for field in DPOTrainingConfig.model_fields.values())

@@ -1,0 +1,163 @@
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.errors import DataError
+from stages.tables import CANDIDATES, EVALUATIONS, PROMPTS, SCORES
+from trainer.evaluation import compare, paired_interval, per_prompt_metrics
+
+
+def measures(values, stratum="sum", metric="success", decoding="sampled"):
+    """Prompts p0, p1, ... with these values."""
+    return pl.DataFrame(
+        {
+            "prompt_id": [f"p{number}" for number in range(len(values))],
+            "stratum": stratum,
+            "decoding": decoding,
+            "metric": metric,
+            "value": values,
+        },
+        schema_overrides={"value": pl.Float64},
+    )
+
+
+def test_means_and_difference_by_hand():
+    before = measures([0.0, 0.5, 1.0, 0.5])
+    after = measures([0.5, 0.5, 1.0, 1.0])
+    row = compare(before, after, seed=0).filter(pl.col("stratum") == "all").row(0, named=True)
+    assert (row["prompts"], row["before"], row["after"], row["difference"]) == (4, 0.5, 0.75, 0.25)
+    # differences 1/2, 0, 0, 1/2: a resample of four has k halves, k ~ Binomial(4, 1/2), so that
+    # P(mean = 0) = P(mean = 1/2) = 1/16 > 2.5 %: the interval reaches both ends.
+    assert (row["low"], row["high"]) == (0.0, 0.5)
+
+
+def test_interval_of_many_prompts_is_the_normal_one():
+    # 50 of 100 prompts gain 1: the mean's standard deviation is 0.5 / 10
+    low, high = paired_interval(np.repeat([0.0, 1.0], 50), seed=0, resamples=20_000)
+    assert low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.011)
+    assert high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.011)
+
+
+def test_a_constant_gain_has_an_interval_of_width_zero_however_hard_the_prompts():
+    row = compare(measures([0.0, 0.25, 0.75]), measures([0.25, 0.5, 1.0]), seed=0).row(
+        0, named=True
+    )
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_rows_match_the_evaluations_table_and_cover_strata():
+    before = pl.concat([measures([0.0, 1.0]), measures([5.0, 7.0], metric="completion_tokens")])
+    strata = pl.when(pl.col("prompt_id") == "p0").then(pl.lit("sort")).otherwise(pl.lit("sum"))
+    before = before.with_columns(stratum=strata)
+    found = compare(before, before.with_columns(pl.col("value") + 1), seed=1)
+    assert found.select("metric", "stratum", "prompts", "difference").rows() == [
+        ("completion_tokens", "all", 2, 1.0),
+        ("completion_tokens", "sort", 1, 1.0),
+        ("completion_tokens", "sum", 1, 1.0),
+        ("success", "all", 2, 1.0),
+        ("success", "sort", 1, 1.0),
+        ("success", "sum", 1, 1.0),
+    ]
+    EVALUATIONS.to_arrow(found.with_columns(round_id=pl.lit("r")))
+
+
+def test_prompts_are_joined_by_id_not_by_position():
+    before, after = measures([0.0, 0.5, 1.0]), measures([0.25, 0.75, 1.25])
+    assert compare(before, after.reverse(), seed=0).equals(compare(before, after, seed=0))
+
+
+def test_other_prompts_are_an_error_with_counts_and_examples():
+    with pytest.raises(DataError, match=r"0 values are only in before \(none\), 1 only in after"):
+        compare(measures([0.0, 1.0]), measures([0.0, 1.0, 1.0]), seed=0)
+    with pytest.raises(DataError, match=r"1 values are only in before \(p1/success/sampled\)"):
+        compare(measures([0.0, 1.0]), measures([0.0]), seed=0)
+
+
+def test_repeated_prompts_and_numbers_that_are_none_are_errors():
+    one = measures([1.0])
+    with pytest.raises(DataError, match="before holds several values for one prompt"):
+        compare(pl.concat([one, one]), one, seed=0)
+    with pytest.raises(DataError, match="after holds values that are null or not finite"):
+        compare(one, measures([float("nan")]), seed=0)
+    with pytest.raises(DataError, match="stratum 'all'"):
+        compare(measures([1.0], stratum="all"), measures([1.0], stratum="all"), seed=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30),
+    st.integers(0, 1000),
+)
+def test_interval_lies_within_the_differences_and_repeats(pairs, seed):
+    before, after = measures([a for a, _ in pairs]), measures([b for _, b in pairs])
+    found = compare(before, after, seed, resamples=50)
+    assert found.equals(compare(before, after, seed, resamples=50))
+    differences = [b - a for a, b in pairs]
+    row = found.row(0, named=True)
+    assert min(differences) - 1e-9 <= row["low"] <= row["high"] <= max(differences) + 1e-9
+
+
+def test_resamples_drawn_in_blocks_are_all_drawn(monkeypatch):
+    monkeypatch.setattr("trainer.evaluation.RESAMPLED_AT_ONCE", 10)
+    low, high = paired_interval(np.array([0.0, 1.0, 1.0]), seed=0, resamples=1000)
+    assert (low, high) == (0.0, 1.0)
+
+
+def candidates(*entries):
+    """Candidates c0, c1, ... from (prompt_id, temperature, completion_tokens)."""
+    frame = pl.DataFrame(
+        [
+            {"candidate_id": f"c{i}", "prompt_id": p, "temperature": t, "completion_tokens": n}
+            for i, (p, t, n) in enumerate(entries)
+        ]
+    )
+    return pl.concat([CANDIDATES.empty(), frame.cast({"temperature": pl.Float64})], how="diagonal")
+
+
+def scores(*values):
+    """Scores of c0, c1, ..."""
+    frame = pl.DataFrame(
+        [
+            {"candidate_id": f"c{i}", "scorer": "rules", "score": value}
+            for i, value in enumerate(values)
+        ],
+        schema_overrides={"score": pl.Float64},
+    )
+    return pl.concat([SCORES.empty(), frame], how="diagonal")
+
+
+def prompts(**verifiers):
+    frame = pl.DataFrame(
+        [{"prompt_id": p, "stratum": "sum", "verifier": v} for p, v in verifiers.items()],
+        schema_overrides={"verifier": pl.String},
+    )
+    return pl.concat([PROMPTS.empty(), frame], how="diagonal")
+
+
+def test_per_prompt_metrics_by_hand():
+    found = per_prompt_metrics(
+        candidates(("a", 1, 10), ("a", 1, 20), ("a", 1, 30), ("a", 0, 8), ("b", 1, 5)),
+        scores(1.0, 0.5, None, 1.0, 0.2),
+        prompts(a="sum", b=None),
+    )
+    assert found.rows() == [
+        ("a", "sum", "greedy", "completion_tokens", 8.0),
+        ("a", "sum", "sampled", "completion_tokens", 20.0),
+        ("b", "sum", "sampled", "completion_tokens", 5.0),
+        ("a", "sum", "greedy", "score", 1.0),
+        ("a", "sum", "sampled", "score", 0.75),
+        ("b", "sum", "sampled", "score", 0.2),
+        ("a", "sum", "greedy", "success", 1.0),
+        ("a", "sum", "sampled", "success", 1 / 3),
+    ]
+    assert found.columns == ["prompt_id", "stratum", "decoding", "metric", "value"]
+
+
+def test_per_prompt_metrics_refuse_two_scorers_and_unknown_prompts():
+    one = candidates(("a", 1, 10))
+    with pytest.raises(DataError, match="1 candidates have several scores"):
+        per_prompt_metrics(one, pl.concat([scores(1.0), scores(0.0)]), prompts(a="sum"))
+    with pytest.raises(DataError, match=r"1 prompts of candidates are not .* such as a"):
+        per_prompt_metrics(one, scores(1.0), prompts(b="sum"))

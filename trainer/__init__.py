@@ -1,0 +1,1 @@
+"""The TRL-backed trainer, its data checks, evaluation and the promotion gate."""

@@ -1,0 +1,267 @@
+"""What is wrong with preference rows, found before any training step is paid for.
+
+TRL accepts most of these without a word: over-long prompts are dropped, over-long completions lose
+their EOS, an equal pair trains on a loss of log 2, an empty answer trains the EOS token alone.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from stages.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ROW_COLUMNS = ("pair_id", "prompt", "chosen", "rejected")
+
+PROBLEMS_SCHEMA = {
+    "check": pl.String,
+    "severity": pl.String,
+    "count": pl.Int64,
+    "examples": pl.String,
+    "advice": pl.String,
+}
+
+EXAMPLES = 5
+"""Pair ids shown per problem."""
+
+TOKENISED_ROWS = 1_000
+"""Rows rendered and tokenised at a time: bounds memory at about 3 x 1,000 token lists."""
+
+SENTINEL = "prefmill-sentinel"
+"""A completion that no template trims, to see what the template puts after an answer."""
+
+CHECKS: dict[str, tuple[str, str]] = {
+    "duplicate_pair_id": ("must", "give each pair an id of its own"),
+    "prompt_not_ending_with_user": (
+        "must",
+        "end every prompt with a user turn: the chosen and rejected answers are what follows it",
+    ),
+    "prompt_in_heldout": ("must", "drop these pairs: evaluation would measure memory"),
+    "empty_completion": ("must", "drop these pairs: they would train the end of turn alone"),
+    "chosen_equals_rejected": (
+        "must",
+        "drop these pairs: they hold no preference (a loss of log 2 and no gradient)",
+    ),
+    "template_without_eos": (
+        "must",
+        "end every assistant turn of the chat template with EOS: without it models unlearn to stop",
+    ),
+    "double_bos": ("must", "remove one of the two BOS tokens from the template or the prompt"),
+    "prompt_too_long": (
+        "must",
+        "raise max_length_tokens (up to the model's context) or drop these pairs, as TRL does",
+    ),
+    "sequence_too_long": (
+        "must",
+        "raise max_length_tokens (up to the model's context) or drop these pairs: TRL cuts off EOS",
+    ),
+    "prompt_not_prefix": (
+        "should",
+        "use a template that renders a prompt alone as before an answer: sampling sees another one",
+    ),
+    "repeated_pair": ("should", "keep one of each: repetition is an unasked-for weight"),
+    "contradicting_pairs": (
+        "should",
+        "drop both or decide: the same two answers are preferred in either order",
+    ),
+}
+"""Check name to severity and advice, in the order they are reported."""
+
+
+def check_preference_data(
+    rows: pl.DataFrame,
+    tokenizer: Any,
+    max_length_tokens: int,
+    heldout_prompts: frozenset[str] | None = None,
+) -> pl.DataFrame:
+    """Return one row per check that found something; an empty frame when all is well.
+
+    Columns: check, severity (`must` stops the training, `should` warns), count (pairs), examples
+    (JSON list of up to 5 pair ids), advice.
+
+    Args:
+        rows: pair_id, prompt (list of role and content), chosen, rejected.
+        tokenizer: the policy's, with its chat template.
+        max_length_tokens: the limit on prompt and completion together.
+        heldout_prompts: the evaluation prompts, as `prompt_keys` names them.
+
+    Raises:
+        DataError: a column is missing or holds nulls, there are no rows, or the template refuses a
+            conversation.
+    """
+    require_columns(rows)
+    keyed = rows.with_columns(prompt_keys(rows["prompt"]))
+    found = {
+        **_text_findings(keyed, heldout_prompts or frozenset()),
+        **_token_findings(rows, tokenizer, max_length_tokens),
+    }
+    if not template_ends_with_eos(tokenizer):
+        found["template_without_eos"] = rows["pair_id"].to_list()
+    problems = [
+        {
+            "check": check,
+            "severity": severity,
+            "count": len(found[check]),
+            "examples": json.dumps(list(dict.fromkeys(found[check]))[:EXAMPLES]),
+            "advice": advice,
+        }
+        for check, (severity, advice) in CHECKS.items()
+        if found.get(check)
+    ]
+    return pl.DataFrame(problems, schema=PROBLEMS_SCHEMA)
+
+
+def require_trainable(problems: pl.DataFrame) -> None:
+    """Pass when no problem has severity `must`.
+
+    Raises:
+        DataError: naming every such problem with its count and pair ids.
+    """
+    fatal = problems.filter(pl.col("severity") == "must")
+    if fatal.is_empty():
+        return
+    raise DataError(
+        "the preference data cannot be trained on: "
+        + "; ".join(
+            f"{check}: {count} pairs, such as {', '.join(json.loads(examples))}"
+            for check, count, examples in fatal.select("check", "count", "examples").iter_rows()
+        ),
+        expected="no problem of severity must",
+        remedy="; ".join(f"{row['check']}: {row['advice']}" for row in fatal.iter_rows(named=True)),
+    )
+
+
+def require_columns(rows: pl.DataFrame) -> None:
+    """Pass when ``rows`` has the four columns, without nulls, and at least one row.
+
+    Raises:
+        DataError: otherwise.
+    """
+    missing = [name for name in ROW_COLUMNS if name not in rows.columns]
+    if missing:
+        raise DataError(
+            f"preference rows lack the columns {missing}",
+            expected=f"the columns {list(ROW_COLUMNS)}",
+            where=f"a frame with columns {rows.columns}",
+        )
+    if rows.is_empty():
+        raise DataError("there are no preference rows", expected="at least one pair")
+    nulls = {name: count for name in ROW_COLUMNS if (count := rows[name].null_count())}
+    if nulls:
+        raise DataError(f"preference rows hold nulls: {nulls}", expected="no nulls")
+
+
+def prompt_keys(messages: pl.Series) -> pl.Series:
+    """Return one text per conversation, equal when and only when roles and contents are.
+
+    Each part is preceded by its byte length, so that no two conversations share a text. The series
+    is called ``prompt_key``.
+    """
+    role, content = (pl.element().struct.field(name) for name in ("role", "content"))
+    turn = pl.concat_str(
+        [
+            role.str.len_bytes().cast(pl.String),
+            role,
+            content.str.len_bytes().cast(pl.String),
+            content,
+        ],
+        separator=":",
+    )
+    keys = pl.col("messages").list.eval(turn).list.join("|")
+    return messages.alias("messages").to_frame().select(keys.alias("prompt_key")).to_series()
+
+
+def template_ends_with_eos(tokenizer: Any) -> bool:
+    """Return whether the template puts the EOS token after an assistant's answer."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": SENTINEL}]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = rendered[rendered.rindex(SENTINEL) + len(SENTINEL) :]
+    return bool(tokenizer.eos_token) and tokenizer.eos_token in after
+
+
+def _text_findings(keyed: pl.DataFrame, heldout: frozenset[str]) -> dict[str, list[str]]:
+    """Return the pair ids that each check on text found."""
+    chosen, rejected = pl.col("chosen"), pl.col("rejected")
+    same_prompt = [pl.col("prompt_key")]
+    unordered = [
+        *same_prompt,
+        pl.min_horizontal(chosen, rejected),
+        pl.max_horizontal(chosen, rejected),
+    ]
+    last_role = pl.col("prompt").list.last().struct.field("role")
+    flags = {
+        "duplicate_pair_id": pl.col("pair_id").is_duplicated(),
+        "prompt_not_ending_with_user": (last_role == "user").fill_null(value=False).not_(),
+        "prompt_in_heldout": pl.col("prompt_key").is_in(sorted(heldout)),
+        "empty_completion": (chosen.str.strip_chars() == "") | (rejected.str.strip_chars() == ""),
+        "repeated_pair": pl.struct("prompt_key", "chosen", "rejected").is_duplicated(),
+        "contradicting_pairs": (chosen != rejected) & (chosen.n_unique().over(unordered) > 1),
+    }
+    flagged = keyed.select("pair_id", **flags)
+    return {name: flagged.filter(pl.col(name))["pair_id"].to_list() for name in flags}
+
+
+def _token_findings(rows: pl.DataFrame, tokenizer: Any, limit: int) -> dict[str, list[str]]:
+    """Return the pair ids that each check on tokens found; tokenised as TRL does."""
+    found: dict[str, list[str]] = {
+        "chosen_equals_rejected": [],
+        "double_bos": [],
+        "prompt_too_long": [],
+        "sequence_too_long": [],
+        "prompt_not_prefix": [],
+    }
+    bos = tokenizer.bos_token_id
+    for part in rows.select(ROW_COLUMNS).iter_slices(TOKENISED_ROWS):
+        for pair_id, prompt, chosen, rejected in _tokenised(part, tokenizer):
+            longest = max(len(chosen), len(rejected))
+            if chosen == rejected:
+                found["chosen_equals_rejected"].append(pair_id)
+            if bos is not None and chosen[:2] == [bos, bos]:
+                found["double_bos"].append(pair_id)
+            if len(prompt) >= limit:
+                found["prompt_too_long"].append(pair_id)
+            elif longest > limit:
+                found["sequence_too_long"].append(pair_id)
+            if chosen[: len(prompt)] != prompt or rejected[: len(prompt)] != prompt:
+                found["prompt_not_prefix"].append(pair_id)
+    return found
+
+
+def _tokenised(
+    part: pl.DataFrame, tokenizer: Any
+) -> Iterable[tuple[str, list[int], list[int], list[int]]]:
+    """Return pair id and the token ids of prompt, prompt + chosen and prompt + rejected."""
+    from jinja2 import TemplateError
+
+    prompts = part["prompt"].to_list()
+
+    def tokens(conversations: list[list[dict[str, str]]], *, generate: bool) -> list[list[int]]:
+        try:
+            encoded = tokenizer.apply_chat_template(
+                conversations, tokenize=True, return_dict=True, add_generation_prompt=generate
+            )
+        except TemplateError as error:
+            raise DataError(
+                f"the chat template refuses a conversation: {error}",
+                where=f"one of {part.height} pairs from {part['pair_id'][0]} on",
+                remedy="use roles and an order of turns that the template knows",
+            ) from None
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    answered = [
+        tokens(
+            [
+                [*turns, {"role": "assistant", "content": text}]
+                for turns, text in zip(prompts, part[role], strict=True)
+            ],
+            generate=False,
+        )
+        for role in ("chosen", "rejected")
+    ]
+    return zip(part["pair_id"], tokens(prompts, generate=True), *answered, strict=True)

@@ -1,0 +1,127 @@
+"""The folder of a trained policy: written under a temporary name, renamed when it is whole."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from stages.content_ids import file_sha256, weights_hash
+from stages.errors import WorkspaceError
+from trainer.checkpoints import flush, write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANIFEST = "manifest.json"
+METRICS = "training_metrics.parquet"
+LIBRARIES = ("accelerate", "datasets", "safetensors", "tokenizers", "torch", "transformers", "trl")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained policy and how it came about."""
+
+    model_path: Path
+    """The model's folder: safetensors, tokenizer with chat template, manifest.json."""
+    weights_hash: str
+    """Of the trained policy, as `stages.content_ids.weights_hash` names it."""
+    reference_weights_hash: str
+    """Of the frozen reference model."""
+    base_weights_hash: str
+    """Of the policy before training."""
+    metrics: pl.DataFrame
+    """step (int64, from 1), metric (TRL's name), value; no timings, so equal runs are equal."""
+    steps: int
+    """Optimizer steps."""
+    pairs: int
+    """Pairs trained on."""
+
+
+def published(output: Path, fingerprint: str) -> TrainingResult | None:
+    """Return the result already in ``output``, or None when there is nothing.
+
+    Raises:
+        WorkspaceError: the folder holds something else.
+    """
+    if not output.exists():
+        return None
+    try:
+        manifest = json.loads((output / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        manifest = {}
+    if manifest.get("fingerprint") != fingerprint or weights_hash(output) != manifest.get(
+        "weights_hash"
+    ):
+        raise WorkspaceError(
+            "the output folder holds something else than this training's model",
+            expected=f"nothing there, or a manifest with fingerprint {fingerprint}",
+            where=f"{output}, fingerprint {manifest.get('fingerprint')}",
+            remedy="choose another output folder or remove that one",
+        )
+    return TrainingResult(
+        model_path=output,
+        weights_hash=manifest["weights_hash"],
+        reference_weights_hash=manifest["reference_weights_hash"],
+        base_weights_hash=manifest["base_weights_hash"],
+        metrics=pl.read_parquet(output / METRICS),
+        steps=manifest["steps"],
+        pairs=manifest["pairs"],
+    )
+
+
+def publish(
+    output: Path, model: Any, tokenizer: Any, metrics: pl.DataFrame, manifest: dict[str, Any]
+) -> None:
+    """Save model, tokenizer, metrics and manifest in ``output``: all of them or nothing.
+
+    Not by TRL's ``save_model``: it adds ``training_args.bin``, whose bytes depend on the paths of
+    the run and would become part of the weights hash.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    metrics.write_parquet(partial / METRICS)
+    write_json(
+        partial / MANIFEST,
+        {
+            **manifest,
+            "weights_hash": weights_hash(partial),
+            "saved_dtypes": stored_dtypes(partial),
+            "versions": library_versions(),
+        },
+    )
+    for path in partial.iterdir():
+        flush(path)
+    partial.rename(output)
+    flush(output.parent)
+
+
+def stored_dtypes(folder: Path) -> list[str]:
+    """Return the data types of the tensors in a model folder's safetensors, such as ``F32``."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return sorted(found)
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each tokenizer file in a model folder, the chat template included."""
+    patterns = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab.*", "merges.txt")
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: file_sha256(path) for path in sorted(files)}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide the weights."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}

@@ -1,0 +1,226 @@
+"""TRL's DPOTrainer, made quiet, private, resumable to the bit and unable to train on NaN.
+
+Imports torch and trl at once: import this module inside the function that needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from stages.errors import ConfigError, ModelError
+from trainer.checkpoints import last_complete, mark_complete
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import polars as pl
+
+    from trainer.dpo import DPOTrainingConfig
+
+MAXIMUM_INITIAL_LOG_RATIO_NATS = 1e-4
+"""How far log pi(y|x) of two models with equal weights may lie apart, summed over a completion."""
+
+
+class PrivateDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """TRL's DPOTrainer without telemetry and without model cards in the checkpoint folder."""
+
+    def _send_telemetry(self) -> None:
+        """TRL reports each trainer to Hugging Face; training on preferences is private."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """TRL writes a README.md at every checkpoint; the manifest takes its place."""
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Reports progress, marks whole checkpoints, restores TRL's token count, stops at NaN."""
+
+    def __init__(self, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+        self.folder = folder
+        self.progress = progress
+        self.trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Carry on TRL's count of trained tokens, which it keeps in no checkpoint."""
+        del args, control
+        if state.log_history:
+            self.trainer._total_train_tokens = int(state.log_history[-1]["num_tokens"])  # noqa: SLF001
+        if self.progress:
+            self.progress(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the step."""
+        del args, control
+        if self.progress:
+            self.progress(state.global_step, state.max_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint that has just been written."""
+        del args, control
+        mark_complete(self.folder / f"checkpoint-{state.global_step}")
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Stop at the first step whose loss or gradient is not a number, before it is saved."""
+        del args, control
+        bad = {
+            name: value
+            for name, value in (logs or {}).items()
+            if isinstance(value, float) and not math.isfinite(value)
+        }
+        if bad:
+            checkpoint = last_complete(self.folder)
+            raise ModelError(
+                f"training became unstable at step {state.global_step}: {bad}",
+                expected="finite numbers",
+                where=f"last complete checkpoint: {checkpoint.name if checkpoint else 'none'}, "
+                f"{self.folder}",
+                remedy="lower learning_rate, raise warmup_ratio, or look at this step's pairs",
+            )
+
+
+def build_trainer(
+    models: tuple[Any, Any],
+    tokenizer: Any,
+    rows: pl.DataFrame,
+    config: DPOTrainingConfig,
+    callback: RunCallback,
+) -> Any:
+    """Return the trainer of the (policy, reference) in ``models``; the callback has its folder.
+
+    Raises:
+        ModelError: TRL kept fewer pairs than it was given.
+    """
+    policy, reference = models
+    trainer = PrivateDPOTrainer(
+        model=policy,
+        ref_model=reference,
+        args=trl_arguments(config, callback.folder),
+        train_dataset=conversational_dataset(rows),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    callback.trainer = trainer
+    # With its progress bar off, Transformers prints every log line to stdout instead.
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if len(trainer.train_dataset) != rows.height:
+        raise ModelError(
+            f"TRL kept {len(trainer.train_dataset)} of {rows.height} pairs",
+            expected="every pair",
+            remedy="raise max_length_tokens or drop the long prompts",
+        )
+    return trainer
+
+
+def require_device(config: DPOTrainingConfig) -> None:
+    """Pass when this machine can train as ``config`` says.
+
+    Raises:
+        ModelError: several GPUs are visible: TRL doesn't train on them from one process.
+        ConfigError: bf16 was asked for without a CUDA device.
+    """
+    if torch.cuda.device_count() > 1:
+        raise ModelError(
+            f"{torch.cuda.device_count()} GPUs are visible",
+            expected="one",
+            remedy="set CUDA_VISIBLE_DEVICES=0",
+        )
+    if config.precision == "bf16" and not torch.cuda.is_available():
+        raise ConfigError(
+            "precision bf16 was asked for without a CUDA device",
+            expected="auto or fp32 here (bf16 is 2.5 to 4 times slower on a CPU)",
+        )
+
+
+def trl_arguments(config: DPOTrainingConfig, folder: Path) -> DPOConfig:
+    """Return TRL's settings for ``config``, with nothing left to TRL's or the machine's defaults.
+
+    Without a GPU TRL's own defaults (bf16, gradient checkpointing) don't even construct.
+    """
+    cuda = torch.cuda.is_available()
+    checkpointing = config.gradient_checkpointing
+    return DPOConfig(
+        output_dir=str(folder),
+        beta=config.beta,
+        loss_type=[config.loss_type],
+        label_smoothing=config.label_smoothing,
+        max_length=config.max_length_tokens,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_ratio if config.warmup_steps is None else config.warmup_steps,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size // config.gradient_accumulation_steps,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=cuda and config.precision != "fp32",
+        use_cpu=not cuda,
+        gradient_checkpointing=cuda if checkpointing is None else checkpointing,
+        save_strategy="steps",
+        save_steps=config.checkpoint_every_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=cuda,
+    )
+
+
+def conversational_dataset(rows: pl.DataFrame) -> Any:
+    """Return ``rows`` as a Dataset in TRL's conversational format: prompt, chosen, rejected."""
+    import polars as pl
+    from datasets import Dataset
+
+    def turn(name: str) -> pl.Expr:
+        answer = pl.struct(role=pl.lit("assistant"), content=pl.col(name))
+        return pl.concat_list(answer).alias(name)
+
+    return Dataset.from_polars(rows.select("prompt", turn("chosen"), turn("rejected")))
+
+
+def require_zero_margins(trainer: Any) -> None:
+    """Pass when policy and reference agree on a first batch, as models with equal weights must.
+
+    The implicit reward is beta log(pi / pi_ref) (Rafailov et al. 2023, section 4); before the
+    first step it is 0 for every answer unless the trainer holds another reference than it was
+    given. Draws no random numbers, so the training that follows is the same without it.
+
+    Raises:
+        ModelError: with the largest reward and margin found.
+    """
+    count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
+    examples = [trainer.train_dataset[index] for index in range(count)]
+    batch = trainer._prepare_inputs(trainer.data_collator(examples))  # noqa: SLF001
+    trainer.model.eval()
+    with torch.no_grad():
+        chosen, rejected = (
+            trainer.beta * (ours - theirs)
+            for ours, theirs in zip(
+                trainer.compute_ref_log_probs(trainer.model, batch),
+                trainer.compute_ref_log_probs(trainer.ref_model, batch),
+                strict=True,
+            )
+        )
+    reward = torch.stack([chosen, rejected]).abs().max().item()
+    margin = (chosen - rejected).abs().max().item()
+    limit = trainer.beta * MAXIMUM_INITIAL_LOG_RATIO_NATS
+    # Written so that NaN fails.
+    if not (reward <= limit and margin <= limit):
+        raise ModelError(
+            f"before the first step the largest implicit reward is {reward:.3g} and the largest "
+            f"margin {margin:.3g} over {count} pairs, though policy and reference have the same "
+            "weights hash",
+            expected=f"at most {limit:.3g} (beta x {MAXIMUM_INITIAL_LOG_RATIO_NATS:g} nats)",
+            remedy="the trainer holds another reference than it was given: report this",
+        )
