@@ -1,0 +1,450 @@
+"""The `prefmill` command. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lineage.workspace import Workspace
+
+DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+
+EXIT_ERROR = 3
+EXIT_HELD = 4
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES = """
+\b
+Exit codes: 0 done; 1 a bug of prefmill's (please report it); 2 wrong command line;
+3 an error that the message says how to mend; 4 the gate held the model (only with
+--require-promotion); 130 interrupted. Nothing finished is lost: the same command continues.
+"""
+
+workspace_option = click.option(
+    "--workspace",
+    "-w",
+    "root",
+    default="prefmill-workspace",
+    show_default=True,
+    envvar="PREFMILL_WORKSPACE",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that holds everything made.",
+)
+config_option = click.option(
+    "--config",
+    "-c",
+    "config_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The pipeline's YAML file.",
+)
+run_option = click.option(
+    "--run", "run_id", default="latest", show_default=True, help="A run id, or a prefix of one."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+promotion_option = click.option(
+    "--require-promotion", is_flag=True, help="Exit with 4 when the gate holds the model."
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.version_option(package_name="prefmill")
+def cli() -> None:
+    """Preference data that can be trusted, and the training that runs on it.
+
+    \b
+    Start with:
+      prefmill demo                                the whole main job, in minutes, on this machine
+      prefmill refresh -c configs/refresh.yaml     prompts to preference pairs
+      prefmill rounds -c configs/demo.yaml         ... then DPO, evaluation and the gate
+    """
+
+
+@cli.command()
+@click.option("--rounds", default=1, show_default=True, type=click.IntRange(1, 20))
+@click.option("--seed", default=0, show_default=True, help="Of prompts, samples and training.")
+@workspace_option
+@json_option
+def demo(rounds: int, seed: int, root: Path, as_json: bool) -> None:
+    """Run on-policy rounds on the bundled tiny model, from prompts to a promoted policy.
+
+    \b
+    Examples:
+      prefmill demo
+      prefmill demo --rounds 3 --seed 1
+    """
+    run_ids = _run_rounds(root, DEMO_CONFIG, {"rounds": rounds, "seed": seed})
+    _summarise(root, run_ids, as_json)
+
+
+@cli.command()
+@config_option
+@workspace_option
+@json_option
+def refresh(config_file: Path, root: Path, as_json: bool) -> None:
+    """Turn prompts into exported preference pairs.
+
+    \b
+    Examples:
+      prefmill refresh -c configs/refresh.yaml
+      prefmill refresh -c configs/demo.yaml -w /data/nightly --json
+    """
+    _summarise(root, [_run_refresh(root, config_file, {}, stored_only=False)], as_json)
+
+
+@cli.command()
+@config_option
+@click.option("--rounds", type=click.IntRange(1, 1000), help="Overrides the file's `rounds`.")
+@workspace_option
+@promotion_option
+@json_option
+def rounds(
+    config_file: Path, rounds: int | None, root: Path, require_promotion: bool, as_json: bool
+) -> None:
+    """Run on-policy rounds: curate, train by DPO, evaluate, judge, promote; then again.
+
+    \b
+    Examples:
+      prefmill rounds -c configs/demo.yaml --rounds 3
+    """
+    overrides = {} if rounds is None else {"rounds": rounds}
+    run_ids = _run_rounds(root, config_file, overrides)
+    _summarise(root, run_ids, as_json, require_promotion)
+
+
+@cli.command()
+@run_option
+@click.option(
+    "--config",
+    "-c",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Take the sections training, evaluation, gate and reference from this file.",
+)
+@workspace_option
+@promotion_option
+@json_option
+def train(
+    run_id: str, config_file: Path | None, root: Path, require_promotion: bool, as_json: bool
+) -> None:
+    """Train on the pairs of a run, evaluate and judge; nothing stored is generated again.
+
+    \b
+    Examples:
+      prefmill train
+      prefmill train --run demo-refresh-1a2b3c4d5e -c stronger.yaml
+    """
+    stored, overrides = _stored_config(
+        root, run_id, config_file, ("training", "evaluation", "gate", "reference")
+    )
+    run_ids = _run_rounds(root, stored, {**overrides, "rounds": 1})
+    _summarise(root, run_ids, as_json, require_promotion)
+
+
+@cli.command()
+@run_option
+@click.option(
+    "--config",
+    "-c",
+    "config_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Take the sections pairing, filters and export from this file.",
+)
+@workspace_option
+@json_option
+def curate(run_id: str, config_file: Path, root: Path, as_json: bool) -> None:
+    """Pair and filter a run's stored judgments again, with other settings.
+
+    Nothing is generated or judged.
+
+    \b
+    Examples:
+      prefmill curate --run latest -c stricter.yaml
+    """
+    sections = ("pairing", "filters", "export")
+    stored, overrides = _stored_config(root, run_id, config_file, sections)
+    _summarise(root, [_run_refresh(root, stored, overrides, stored_only=True)], as_json)
+
+
+@cli.command()
+@run_option
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--format", "formats", multiple=True, help="Formats to write; the run's own by default."
+)
+@workspace_option
+def export(run_id: str, out: Path, formats: tuple[str, ...], root: Path) -> None:
+    """Copy a run's preference files to a folder, writing other formats if asked.
+
+    \b
+    Examples:
+      prefmill export --out pairs/
+      prefmill export --run latest --format trl_parquet --out pairs/
+    """
+    from flows.export_copy import copy_exports
+
+    run_id = _require_run(root, run_id)
+    if formats:
+        stored, _ = _stored_config(root, run_id, None, ())
+        overrides = {"export": {"formats": list(formats)}}
+        run_id = _run_refresh(root, stored, overrides, stored_only=True)
+    for path, rows in copy_exports(_workspace(root), run_id, out):
+        click.echo(f"{path}  {rows} pairs")
+
+
+@cli.command()
+@workspace_option
+@json_option
+def runs(root: Path, as_json: bool) -> None:
+    """List the runs of a workspace, newest first.
+
+    \b
+    Examples:
+      prefmill runs
+      prefmill runs --json
+    """
+    from dataclasses import asdict
+
+    from flows.printing import print_rows
+    from lineage.records import list_runs
+
+    records = [asdict(record) for record in list_runs(_workspace(root))]
+    if as_json:
+        click.echo(json.dumps(records, indent=1, ensure_ascii=False))
+        return
+    fields = ("run_id", "status", "started_at", "attempts", "error")
+    rows = [[record[name] for name in fields] for record in records]
+    print_rows(fields, rows)
+
+
+@cli.command()
+@click.argument("query")
+@click.option(
+    "--format",
+    "output",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+)
+@workspace_option
+def sql(query: str, output: str, root: Path) -> None:
+    """Ask the lineage a question in SQL. Read-only.
+
+    \b
+    Examples:
+      prefmill sql "SELECT * FROM funnel"
+      prefmill sql "SELECT stratum, avg(margin) FROM pair_quality WHERE kept GROUP BY 1"
+      prefmill sql --format csv "SELECT * FROM drops" > drops.csv
+    """
+    from flows.printing import print_frame
+    from lineage.query import query as ask
+
+    print_frame(ask(_workspace(root), query), output)
+
+
+@cli.command()
+@click.argument("row_id", metavar="ID")
+@workspace_option
+@json_option
+def why(row_id: str, root: Path, as_json: bool) -> None:
+    """Tell the story of one pair, candidate, prompt or export: why it is (not) there.
+
+    ID may be shortened to a prefix that fits one row only, or be FILE:LINE of an exported JSONL.
+
+    \b
+    Examples:
+      prefmill why pair_1a2b3c
+      prefmill why prefmill-workspace/exports/1a2b/train.jsonl:7
+    """
+    from flows.printing import stdout
+    from lineage.why import render
+    from lineage.why import why as tell
+
+    story = tell(_workspace(root), row_id)
+    if as_json:
+        click.echo(json.dumps(story.to_json(), indent=1, ensure_ascii=False, default=str))
+        return
+    stdout().print(render(story))
+
+
+@cli.command()
+@run_option
+@workspace_option
+def report(run_id: str, root: Path) -> None:
+    """Write a run's report.html again and print where it is.
+
+    \b
+    Examples:
+      prefmill report
+    """
+    from flows.report_data import report_run
+
+    click.echo(report_run(_workspace(root), _require_run(root, run_id)))
+
+
+@cli.group()
+def lineage() -> None:
+    """Look after lineage.duckdb."""
+
+
+@lineage.command()
+@workspace_option
+def rebuild(root: Path) -> None:
+    """Make lineage.duckdb again from the part-files and records alone.
+
+    \b
+    Examples:
+      prefmill lineage rebuild -w /moved/workspace
+    """
+    from lineage.database import rebuild as rebuild_database
+
+    published = rebuild_database(_workspace(root))
+    for problem in published.problems:
+        click.echo(f"set aside: {problem}", err=True)
+    click.echo(published.path)
+
+
+@cli.command()
+@click.option("--config", "-c", "config_file", type=click.Path(path_type=Path))
+@workspace_option
+@json_option
+def doctor(config_file: Path | None, root: Path, as_json: bool) -> None:
+    """Check this machine, the installed versions, the workspace and a configuration.
+
+    \b
+    Examples:
+      prefmill doctor
+      prefmill doctor -c configs/refresh.yaml
+    """
+    from flows.doctor import examine
+
+    findings = examine(_workspace(root), config_file)
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            mark = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}[finding.status]
+            click.echo(f"{mark}  {finding.subject}: {finding.detail}")
+    if any(finding.status == "missing" for finding in findings):
+        raise SystemExit(EXIT_ERROR)
+
+
+def _workspace(root: Path) -> Workspace:
+    from flows.settings import configure_libraries
+    from lineage.workspace import Workspace
+
+    configure_libraries()
+    return Workspace(root)
+
+
+def _prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
+    """Find what is wrong before anything slow starts; then set Prefect up for this workspace."""
+    from flows.configuration import load_config
+    from flows.models import find_policy
+    from flows.progress import say
+    from flows.settings import configure_prefect
+    from stages.prompt_sampling import source_fingerprint
+
+    workspace = _workspace(root)
+    config = load_config(config_file, overrides)
+    find_policy(config.policy)
+    for source in config.prompts.sources:
+        source_fingerprint(source)
+    workspace.require_writable()
+    configure_prefect(workspace)
+    if "PREFECT_API_URL" not in os.environ:
+        say("starting Prefect's embedded server (10 to 30 s) ...")
+
+
+def _run_refresh(
+    root: Path, config_file: Path, overrides: dict[str, Any], *, stored_only: bool
+) -> str:
+    _prepare(root, config_file, overrides)
+    from flows.refresh import refresh as flow
+
+    run_id: str = flow(str(config_file), str(root), overrides, stored_only)
+    return run_id
+
+
+def _run_rounds(root: Path, config_file: Path, overrides: dict[str, Any]) -> list[str]:
+    _prepare(root, config_file, overrides)
+    from flows.rounds import rounds as flow
+
+    run_ids: list[str] = flow(str(config_file), str(root), overrides)
+    return run_ids
+
+
+def _require_run(root: Path, run_id: str) -> str:
+    from lineage.records import require_run
+
+    return require_run(_workspace(root), run_id).run_id
+
+
+def _stored_config(
+    root: Path, run_id: str, config_file: Path | None, sections: tuple[str, ...]
+) -> tuple[Path, dict[str, Any]]:
+    """Return a run's stored configuration file and the sections of another to lay over it."""
+    from flows.configuration import load_config, read_yaml
+
+    stored = _workspace(root).runs / _require_run(root, run_id) / "config.yaml"
+    if config_file is None:
+        return stored, {}
+    load_config(config_file)
+    values = read_yaml(config_file)
+    return stored, {key: values[key] for key in sections if key in values}
+
+
+def _summarise(
+    root: Path, run_ids: list[str], as_json: bool, require_promotion: bool = False
+) -> None:
+    """Write each run's report, print what the runs made, and exit with 4 if asked and held."""
+    from flows.printing import stdout
+    from flows.report_data import report_run
+    from flows.summary import describe, summarise
+
+    workspace = _workspace(root)
+    for run_id in run_ids:
+        report_run(workspace, run_id)
+    summary = summarise(workspace, run_ids)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1, ensure_ascii=False, default=str))
+    else:
+        stdout().print(describe(summary))
+    held = [run for run in summary["runs"] if run["round"] and not run["round"]["promoted"]]
+    if require_promotion and held:
+        raise SystemExit(EXIT_HELD)
+
+
+def main() -> None:
+    """Run the command; print errors that a user can act on as one sentence, without a trace."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\ninterrupted: nothing finished is lost; the same command continues", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        from stages.errors import PrefmillError
+
+        if not isinstance(error, PrefmillError):
+            raise
+        click.echo(f"prefmill: {error}", err=True)
+        sys.exit(EXIT_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The configuration of a whole pipeline: one YAML file, composed of the stages' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from stages.configuration import Config
+from stages.errors import ConfigError, MissingFileError
+from stages.export import ExportConfig
+from stages.filtering import FilteringConfig
+from stages.generation import GenerationConfig
+from stages.pairing import PairingConfig
+from stages.prompt_sampling import PromptSamplingConfig
+from stages.scoring import ScoringConfig
+from trainer.dpo import DPOTrainingConfig
+from trainer.gate import GateConfig
+
+BUNDLED_MODEL = Path(__file__).parent.parent / "data" / "tiny-model"
+
+SEEDED_SECTIONS = ("prompts", "generation", "pairing", "training", "evaluation")
+
+
+class EvaluationConfig(Config):
+    """How a policy is compared before and after training, on the held-out prompts.
+
+    Sampled answers use the generation's own settings and `heldout_samples_per_prompt`.
+    """
+
+    greedy: bool = True
+    """Also compare one greedy answer per prompt."""
+    resamples: Annotated[int, pydantic.Field(ge=100)] = 2000
+    """Bootstrap resamples over prompts."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+
+class PipelineConfig(Config):
+    """Everything that decides what a run makes."""
+
+    name: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+    """Short name: starts the run ids and names the promoted policy."""
+    seed: int = 0
+    """The seed of every section that names none itself."""
+    policy: str = "bundled"
+    """The model that generates and is trained: a folder, a hub id, or `bundled`."""
+    reference: Literal["policy", "initial"] = "policy"
+    """DPO's frozen reference: each round's own starting policy, or the series' first one."""
+    rounds: pydantic.PositiveInt = 1
+    """On-policy rounds: each starts from the policy that the last one's gate promoted."""
+    prompts: PromptSamplingConfig = PromptSamplingConfig()
+    generation: GenerationConfig = GenerationConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    pairing: PairingConfig = PairingConfig()
+    filters: FilteringConfig = FilteringConfig()
+    export: ExportConfig = ExportConfig()
+    training: DPOTrainingConfig = DPOTrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> PipelineConfig:
+    """Return the resolved configuration in ``path``; ``overrides`` win, key by key.
+
+    Raises:
+        MissingFileError: the file is not there.
+        ConfigError: it is not YAML, or a key or value is wrong (names the nearest known key).
+    """
+    return resolve(_merged(read_yaml(path), overrides or {}), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        MissingFileError: the file is not there.
+        ConfigError: it is not YAML or not a mapping.
+    """
+    if not path.is_file():
+        raise MissingFileError(
+            f"configuration {str(path)!r} is not there",
+            expected="a YAML file",
+            where=f"working directory {Path.cwd()}",
+            remedy="start from configs/refresh.yaml",
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {error}", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise ConfigError("not a mapping of keys", expected="keys such as `name:`", where=str(path))
+    return values
+
+
+def resolve(values: dict[str, Any], where: str) -> PipelineConfig:
+    """Return the configuration for ``values``, with the seed handed to every section."""
+    seed = values.get("seed", 0)
+    for section in SEEDED_SECTIONS:
+        inner = values.get(section)
+        if inner is None or isinstance(inner, dict):
+            values = {**values, section: {"seed": seed, **(inner or {})}}
+    return PipelineConfig.checked(values, where)
+
+
+def _merged(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with ``overrides`` laid over it, mappings merged key by key."""
+    merged = dict(values)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return merged

@@ -1,0 +1,127 @@
+"""What `prefmill doctor` looks at, and what it advises."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from stages.errors import PrefmillError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lineage.workspace import Workspace
+
+CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
+
+PACKAGES = (
+    "torch", "transformers", "trl", "datasets", "polars", "pyarrow", "duckdb",
+    "great-expectations", "prefect", "openai",
+)  # fmt: skip
+
+GIB = 2**30
+ENOUGH_DISK_GIB = 5
+ENOUGH_MEMORY_GIB = 4
+
+
+Status = Literal["ok", "warning", "missing"]
+
+
+class Finding(NamedTuple):
+    """One thing looked at."""
+
+    subject: str
+    status: Status
+    detail: str
+
+
+def examine(workspace: Workspace, config_file: Path | None) -> list[Finding]:
+    """Return what was found, in the order it was looked at; nothing heavy is imported."""
+    return [
+        _python(),
+        *_machine(workspace.root),
+        *_packages(),
+        _accelerator(),
+        _workspace(workspace),
+        *(_configuration(config_file) if config_file else ()),
+    ]
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    if sys.version_info < (3, 11):  # noqa: UP036 - doctor is for machines that are not as they should be
+        return Finding("python", "missing", f"{found}; 3.11 or newer is needed")
+    return Finding("python", "ok", f"{found} in {sys.prefix}")
+
+
+def _machine(root: Path) -> Iterator[Finding]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    status: Status = "ok" if memory >= ENOUGH_MEMORY_GIB else "warning"
+    yield Finding("memory", status, f"{memory:.0f} GiB, {os.cpu_count()} cores")
+    place = root.resolve()
+    existing = next(folder for folder in (place, *place.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / GIB
+    status = "ok" if free >= ENOUGH_DISK_GIB else "warning"
+    yield Finding("disk", status, f"{free:.0f} GiB free at {existing}")
+
+
+def _packages() -> Iterator[Finding]:
+    """Compare the installed versions with the constraints file."""
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines() if CONSTRAINTS.is_file() else []
+    pinned = dict(line.split("==", 1) for line in lines if "==" in line and line[0] != "#")
+    for name in PACKAGES:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield Finding(name, "missing", "not installed; run `make venv`")
+            continue
+        wanted = pinned.get(name, found)
+        same = found.split("+")[0] == wanted.split("+")[0]
+        advice = "" if same else f"; tested with {wanted}: run `make venv`"
+        yield Finding(name, "ok" if same else "warning", found + advice)
+
+
+def _accelerator() -> Finding:
+    if shutil.which("nvidia-smi"):
+        return Finding("accelerator", "ok", "an NVIDIA driver is there; bf16 is used")
+    return Finding("accelerator", "ok", "none: models run on the CPU in fp32")
+
+
+def _workspace(workspace: Workspace) -> Finding:
+    try:
+        workspace.require_writable()
+    except PrefmillError as error:
+        return Finding("workspace", "missing", str(error))
+    return Finding("workspace", "ok", str(workspace.root.resolve()))
+
+
+def _configuration(path: Path) -> Iterator[Finding]:
+    """Check the file, its prompt files and its model."""
+    from flows.configuration import load_config
+    from flows.models import find_policy
+    from stages.prompt_sampling import source_fingerprint
+
+    try:
+        config = load_config(path)
+    except PrefmillError as error:
+        yield Finding("configuration", "missing", str(error))
+        return
+    yield Finding("configuration", "ok", f"{path}: {config.name}, {config.rounds} round(s)")
+    for source in config.prompts.sources:
+        try:
+            source_fingerprint(source)
+        except PrefmillError as error:
+            yield Finding(f"prompts {source.name}", "missing", str(error))
+        else:
+            yield Finding(f"prompts {source.name}", "ok", source.kind)
+    try:
+        policy = find_policy(config.policy)
+    except PrefmillError as error:
+        yield Finding("policy", "missing", str(error))
+    else:
+        yield Finding("policy", "ok", f"{policy.folder}, weights {policy.weights_hash}")

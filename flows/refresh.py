@@ -1,0 +1,38 @@
+"""The `refresh` flow: prompts to exported preference pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.configuration import load_config
+from flows.curation import curate
+from flows.models import find_policy
+from flows.tracked_run import tracked_run
+from lineage.workspace import Workspace
+
+
+@flow(name="refresh", persist_result=False)
+def refresh(
+    config_file: str,
+    workspace: str = "prefmill-workspace",
+    overrides: dict[str, Any] | None = None,
+    stored_only: bool = False,
+) -> str:
+    """Sample, generate, score, pair, filter and export; return the run's id.
+
+    Args:
+        config_file: the pipeline's YAML file.
+        workspace: the folder that holds everything made.
+        overrides: keys to lay over the file's.
+        stored_only: refuse to generate: pair and filter what is stored.
+    """
+    config = load_config(Path(config_file), overrides)
+    place = Workspace(Path(workspace))
+    place.require_writable()
+    policy = find_policy(config.policy)
+    with tracked_run(place, "refresh", config, policy) as context:
+        curate(context, config, policy, stored_only=stored_only)
+    return context.run_id

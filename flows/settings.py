@@ -1,0 +1,51 @@
+"""Quiet, private settings of the libraries we run on. Must be called before they are imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lineage.workspace import Workspace
+
+LIBRARIES = {
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+PREFECT = {
+    # The embedded server takes 10 to 50 s to start; Prefect's own limit of 20 s is too short.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Errors reach the user once, as one sentence: not also as Prefect's traces.
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+
+def configure_libraries() -> None:
+    """Set what the user's environment leaves unset: no telemetry, no progress bars of others."""
+    for name, value in LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+
+
+def configure_prefect(workspace: Workspace) -> None:
+    """Keep Prefect's state inside the workspace, unless the user runs a Prefect server."""
+    configure_libraries()
+    for name, value in PREFECT.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" in os.environ:
+        return
+    home = workspace.prefect_home.resolve()
+    os.environ.setdefault("PREFECT_HOME", str(home))
+    # Prefect does not derive these two from PREFECT_HOME.
+    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
+    os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))

@@ -1,0 +1,264 @@
+"""One stage of one run: reuse its output if it is finished, else make it part by part."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from flows.progress import say, stage_progress
+from lineage.records import StageRunRecord, write_stage_run
+from lineage.workspace import (
+    Dataset,
+    Part,
+    StageRecord,
+    Workspace,
+    exclusive_lock,
+    existing_part,
+    read_stage_record,
+    write_part,
+    write_stage_record,
+)
+from stages.content_ids import content_hash
+from stages.tables import VALIDATIONS, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+STORE_VERSION = 1
+"""Raised when a table's schema changes: stored outputs are then made again."""
+
+STAGES = (
+    "prompts",
+    "generate",
+    "score",
+    "pair",
+    "filter",
+    "export",
+    "train",
+    "evaluate_after_sampled",
+    "evaluate_before_greedy",
+    "evaluate_after_greedy",
+    "gate",
+)
+"""Every stage that a run can have, in order."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Which run a task belongs to. Small and picklable: tasks pass it on."""
+
+    workspace: Workspace
+    run_id: str
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What decides a stage's output, and so its key."""
+
+    kind: str
+    """The code that runs: equal kinds with equal settings and inputs share their output."""
+    version: int
+    settings: dict[str, Any]
+    inputs: tuple[Dataset, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """20 hex digits over kind, version, settings and the inputs' keys."""
+        inputs = [[dataset.table, dataset.stage_key] for dataset in self.inputs]
+        versions = [STORE_VERSION, self.version]
+        return content_hash([self.kind, versions, self.settings, inputs, list(self.outputs)])
+
+
+VALIDATED_TOGETHER = 20_000
+"""Rows of small parts that are collected for one validation: each one has a fixed cost."""
+
+
+@dataclass
+class StageWriter:
+    """Writes a stage's parts. All are validated before the stage counts as finished."""
+
+    context: RunContext
+    spec: StageSpec
+    advance: Callable[[int, int], None]
+    parts: dict[str, dict[int, Part]] = field(default_factory=dict)
+    validations: list[pl.DataFrame] = field(default_factory=list)
+    unvalidated: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The run's workspace."""
+        return self.context.workspace
+
+    def read(self, dataset: Dataset, columns: list[str] | None = None) -> pl.DataFrame:
+        """Return an input's rows."""
+        return dataset.read(self.workspace, columns)
+
+    def existing(self, table_name: str, index: int) -> pl.DataFrame | None:
+        """Return part ``index`` if an earlier attempt committed it: it is not made again."""
+        schema = table(table_name)
+        part = existing_part(self.workspace, schema, self.spec.key, index)
+        if part is None:
+            return None
+        frame = pl.read_parquet(self.workspace.root / part.path, hive_partitioning=False)
+        self._note(table_name, index, part, frame)
+        return frame
+
+    def write(self, table_name: str, frame: pl.DataFrame, index: int = 0) -> pl.DataFrame:
+        """Commit ``frame`` as part ``index``, unless a killed attempt did, and return it.
+
+        Raises:
+            ValidationError: it, or a part before it, breaks a `must` expectation.
+        """
+        metadata = {
+            "run": self.context.run_id,
+            "stage": self.spec.kind,
+            "stage_key": self.spec.key,
+            "config_hash": content_hash(self.spec.settings),
+            "inputs": ",".join(f"{d.table}:{d.stage_key}" for d in self.spec.inputs),
+        }
+        schema, key = table(table_name), self.spec.key
+        part = existing_part(self.workspace, schema, key, index) or write_part(
+            self.workspace, schema, key, index, frame, metadata
+        )
+        self._note(table_name, index, part, frame)
+        return frame
+
+    def _note(self, table_name: str, index: int, part: Part, frame: pl.DataFrame) -> None:
+        """Remember a part; validate the first at once, the others when enough have come."""
+        first = table_name not in self.parts
+        self.parts.setdefault(table_name, {})[index] = part
+        waiting = self.unvalidated.setdefault(table_name, [])
+        waiting.append(frame)
+        if first or sum(part.height for part in waiting) >= VALIDATED_TOGETHER:
+            self.validate(table_name)
+
+    def validate(self, table_name: str) -> None:
+        """Validate the parts of a table that are not validated yet.
+
+        Raises:
+            ValidationError: a `must` expectation is broken; the message names the rows.
+        """
+        from validators import require_valid, validate_part
+
+        waiting = self.unvalidated.pop(table_name, [])
+        if not waiting or table_name == VALIDATIONS.name:
+            return
+        results = validate_part(table(table_name), pl.concat(waiting))
+        require_valid([results], f"{self.spec.kind}, table {table_name}")
+        self.validations.append(results)
+
+    def dataset(self, table_name: str) -> Dataset:
+        """Return what was written of a table, parts in order."""
+        parts = self.parts.get(table_name, {})
+        return Dataset(table_name, self.spec.key, tuple(parts[i] for i in sorted(parts)))
+
+
+def run_stage(
+    context: RunContext,
+    name: str,
+    spec: StageSpec,
+    make: Callable[[StageWriter], None],
+    files: Sequence[Path] = (),
+) -> StageRecord:
+    """Return the finished output of a stage, made now or earlier, and record it in the run.
+
+    ``files`` are what the stage makes besides tables; when one is gone the stage runs again.
+
+    Two processes that want the same output wait for each other: it is made once.
+    """
+    started, workspace = time.monotonic(), context.workspace
+    with exclusive_lock(workspace.store / "locks" / spec.key):
+        record = finished_output(workspace, spec, files)
+        if record is None:
+            with stage_progress(name) as advance:
+                record = _make(StageWriter(context, spec, advance), make)
+        else:
+            say(f"{name:<24}   done before")
+    reused = record.made_by != context.run_id
+    stage_run = StageRunRecord(
+        run_id=context.run_id,
+        stage=name,
+        position=STAGES.index(name),
+        stage_key=spec.key,
+        status="reused" if reused else "made",
+        made_by=record.made_by,
+        seconds=round(time.monotonic() - started, 3) if reused else record.seconds,
+        ended_at=utc_now() if reused else record.ended_at,
+    )
+    write_stage_run(workspace, stage_run)
+    return record
+
+
+def finished_output(
+    workspace: Workspace, spec: StageSpec, files: Sequence[Path] = ()
+) -> StageRecord | None:
+    """Return the record of a finished output whose files and inputs are still what they were."""
+    record = read_stage_record(workspace, spec.key)
+    if record is None or record.inputs != spec.inputs:
+        return None
+    parts = [workspace.root / part.path for dataset in record.outputs for part in dataset.parts]
+    return record if all(path.is_file() for path in (*parts, *files)) else None
+
+
+def _make(writer: StageWriter, make: Callable[[StageWriter], None]) -> StageRecord:
+    """Make, validate table-wide and finish a stage output."""
+    started, started_at = time.monotonic(), utc_now()
+    spec = writer.spec
+    for name in spec.outputs:
+        # We hold the output's lock, so a temporary file in its folder belongs to a killed process.
+        for leftover in writer.workspace.parts_folder(name, spec.key).glob(".*.tmp"):
+            leftover.unlink()
+    make(writer)
+    for name in spec.outputs:
+        writer.validate(name)
+    results = [*writer.validations, *_validate_tables(writer)]
+    _write_validations(writer, results)
+    record = StageRecord(
+        stage=spec.kind,
+        stage_key=spec.key,
+        made_by=writer.context.run_id,
+        config=spec.settings,
+        inputs=spec.inputs,
+        outputs=tuple(writer.dataset(name) for name in (*spec.outputs, VALIDATIONS.name)),
+        started_at=started_at,
+        ended_at=utc_now(),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    write_stage_record(writer.workspace, record)
+    return record
+
+
+def _validate_tables(writer: StageWriter) -> list[pl.DataFrame]:
+    """Return the table-wide checks (unique keys, references, shares) of every output.
+
+    Raises:
+        ValidationError: a `must` expectation is broken; the output is not finished.
+    """
+    from validators import require_valid, validate_table
+
+    root = writer.workspace.root
+    known: Mapping[str, list[Any]] = {
+        dataset.table: [root / part.path for part in dataset.parts]
+        for dataset in (*writer.spec.inputs, *map(writer.dataset, writer.spec.outputs))
+    }
+    results = [validate_table(table(name), known[name], known) for name in writer.spec.outputs]
+    require_valid(results, writer.spec.kind)
+    return results
+
+
+def _write_validations(writer: StageWriter, results: list[pl.DataFrame]) -> None:
+    """Commit the merged results as a table of its own."""
+    from validators import merge
+
+    writer.write(VALIDATIONS.name, merge(results))
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601 in UTC."""
+    return dt.datetime.now(dt.UTC).isoformat()

@@ -1,0 +1,180 @@
+"""What a command says at the end: verdict, funnel, two pairs with reasons, where things are."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from flows.report_data import examples
+from flows.run_outputs import read_output
+from lineage.query import query
+from lineage.records import require_run
+from lineage.story import visible
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from lineage.workspace import Workspace
+
+MAX_TEXT = 160
+
+
+def summarise(workspace: Workspace, run_ids: list[str]) -> dict[str, Any]:
+    """Return what the runs made, ready for JSON."""
+    return {
+        "workspace": str(workspace.root),
+        "lineage": str(workspace.lineage_database),
+        "runs": [_run_summary(workspace, run_id) for run_id in run_ids],
+    }
+
+
+def _run_summary(workspace: Workspace, run_id: str) -> dict[str, Any]:
+    """Return one run's verdict, evaluations, funnel, examples and files."""
+    rounds = read_output(workspace, run_id, "gate", "rounds").to_dicts()
+    pairs = query(workspace, "FROM pair_quality WHERE run_id = ? AND split = 'train'", [run_id])
+    funnel = query(workspace, "FROM funnel WHERE run_id = ? ORDER BY position, split", [run_id])
+    drops = query(workspace, "FROM drops WHERE run_id = ? AND split = 'train'", [run_id])
+    shown = examples(workspace, run_id, pairs)
+    dropped = shown.filter(shown["kind"].str.starts_with("dropped"))
+    exports = read_output(workspace, run_id, "export", "exports", ["path", "rows"])
+    return {
+        "run_id": run_id,
+        "status": require_run(workspace, run_id).status,
+        "round": rounds[0] if rounds else None,
+        "evaluations": read_output(workspace, run_id, "gate", "evaluations").to_dicts(),
+        "gates": read_output(workspace, run_id, "gate", "gates").to_dicts(),
+        "funnel": funnel.drop("run_id").to_dicts(),
+        "drops": drops.drop("run_id").to_dicts(),
+        "kept_example": next(iter(shown.filter(shown["kind"] == "best kept").to_dicts()), None),
+        "dropped_example": next(iter(dropped.to_dicts()), None),
+        "exports": [str(workspace.root / path) for path in exports["path"]],
+        "report": str(workspace.runs / run_id / "report.html"),
+    }
+
+
+def describe(summary: dict[str, Any]) -> Group:
+    """Return the summary for a terminal. Texts of data are shown literally."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for run in summary["runs"]:
+        parts += [Text(f"\n{run['run_id']}", style="bold"), *_verdict(run), _funnel(run)]
+    last = summary["runs"][-1]
+    parts += [*_examples(last), *_places(summary, last)]
+    return Group(*parts)
+
+
+def _verdict(run: dict[str, Any]) -> list[Any]:
+    """Return the gate's verdict and the table of evaluations per stratum."""
+    from rich.text import Text
+
+    if run["round"] is None:
+        return []
+    word = "promoted" if run["round"]["promoted"] else "held"
+    criteria = "; ".join(
+        f"{gate['criterion']} {gate['value']:+.3f} (limit {gate['limit']:g}): "
+        + ("passed" if gate["passed"] else "failed")
+        for gate in run["gates"]
+    )
+    return [Text(f"Gate: {word}. {criteria}"), _evaluations(run["evaluations"])]
+
+
+def _evaluations(rows: list[dict[str, Any]]) -> Table:
+    """Return success before and after, per stratum and decoding."""
+    from rich.table import Table
+    from rich.text import Text
+
+    headline = "success" if any(row["metric"] == "success" for row in rows) else "score"
+    table = Table(
+        title=f"Held-out {headline}, before and after (paired 95 % bootstrap interval)",
+        title_justify="left",
+    )
+    for name in ("stratum", "decoding", "prompts", "before", "after", "difference", "interval"):
+        table.add_column(name, justify="left" if name in ("stratum", "decoding") else "right")
+    chosen = [row for row in rows if row["metric"] == headline]
+    ordered = sorted(
+        chosen, key=lambda r: (r["decoding"] != "sampled", r["stratum"] != "all", r["stratum"])
+    )
+    for row in ordered:
+        table.add_row(
+            visible(row["stratum"]),
+            row["decoding"],
+            str(row["prompts"]),
+            f"{row['before']:.3f}",
+            f"{row['after']:.3f}",
+            f"{row['difference']:+.3f}",
+            Text(f"[{row['low']:+.3f}, {row['high']:+.3f}]", no_wrap=True),
+            style="bold" if row["stratum"] == "all" else None,
+        )
+    return table
+
+
+def _funnel(run: dict[str, Any]) -> Table:
+    """Return the funnel, train and held-out side by side."""
+    from rich.table import Table
+
+    table = Table(title="Funnel", title_justify="left")
+    for name in ("step", "train", "heldout"):
+        table.add_column(name, justify="left" if name == "step" else "right")
+    steps: dict[str, dict[str, int]] = {}
+    for row in run["funnel"]:
+        steps.setdefault(row["step"], {})[row["split"]] = row["rows"]
+    for step, counts in steps.items():
+        table.add_row(visible(step), *[f"{counts.get(s, 0):,}" for s in ("train", "heldout")])
+    return table
+
+
+def _examples(run: dict[str, Any]) -> list[Any]:
+    """Return one kept and one dropped pair with the reason in full."""
+    from rich.text import Text
+
+    lines: list[Any] = []
+    for title, pair in (("Kept", run["kept_example"]), ("Dropped", run["dropped_example"])):
+        if pair is None:
+            lines.append(Text(f"\n{title}: no pair"))
+            continue
+        why = _reason(run, pair) if title == "Dropped" else "every filter keeps it"
+        lines.append(Text(f"\n{title}: {pair['pair_id']}: {why}", style="bold"))
+        lines.append(Text(f"  prompt    {_short(pair['prompt'])}"))
+        lines.append(Text(f"  chosen    {pair['chosen_score']:.2f}  {_short(pair['chosen'])}"))
+        lines.append(Text(f"  rejected  {pair['rejected_score']:.2f}  {_short(pair['rejected'])}"))
+    return lines
+
+
+def _reason(run: dict[str, Any], pair: dict[str, Any]) -> str:
+    """Return the reason of a drop with the filter and its limit."""
+    reason = pair["kind"].removeprefix("dropped: ")
+    ruling = next(drop for drop in run["drops"] if drop["reason"] == reason)
+    limit = "" if ruling["limit"] is None else f", limit {ruling['limit']:g}"
+    return f"{reason} (filter {ruling['filter']}{limit}; margin {pair['margin']:.3g})"
+
+
+def _short(text: str) -> str:
+    line = visible(text)
+    return line if len(line) <= MAX_TEXT else f"{line[:MAX_TEXT]} ... ({len(text)} characters)"
+
+
+def _places(summary: dict[str, Any], run: dict[str, Any]) -> list[Any]:
+    """Return where everything is and what to try next."""
+    from rich.text import Text
+
+    places = [("report", run["report"]), *[("export", path) for path in run["exports"]]]
+    if run["round"] is not None:
+        places.append(("model", f"{summary['workspace']}/{run['round']['result_path']}"))
+    places.append(("lineage", summary["lineage"]))
+    where = "" if summary["workspace"] == "prefmill-workspace" else f" -w {quoted(summary)}"
+    commands = [f'prefmill sql{where} "FROM drops"']
+    pair = run["dropped_example"] or run["kept_example"]
+    if pair is not None:
+        commands.append(f"prefmill why{where} {pair['pair_id']}")
+    commands.append(f"prefmill demo{where} --rounds 3")
+    lines = ["", *[f"{label:<8} {path}" for label, path in places], "", "Try next:"]
+    lines += [f"  {command}" for command in commands]
+    return [Text(line, no_wrap=True, overflow="ignore") for line in lines]
+
+
+def quoted(summary: dict[str, Any]) -> str:
+    """Return the workspace as a shell word."""
+    return shlex.quote(summary["workspace"])

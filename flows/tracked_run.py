@@ -1,0 +1,88 @@
+"""The record of a run: opened before the first stage, closed however it ends, then published."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flows.stage_runner import RunContext, utc_now
+from lineage.database import publish
+from lineage.records import RunRecord, read_run, write_run
+from lineage.workspace import commit_bytes
+from stages.content_ids import content_hash
+from stages.prompt_sampling import source_fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flows.configuration import PipelineConfig
+    from flows.models import Policy
+    from lineage.workspace import Workspace
+
+
+@contextlib.contextmanager
+def tracked_run(
+    workspace: Workspace, flow: str, config: PipelineConfig, policy: Policy, round_index: int = 0
+) -> Iterator[RunContext]:
+    """Yield the context of a run and record how it ended; the lineage is published either way.
+
+    The run id comes from the resolved configuration, the policy and the sources' content: the
+    same work has the same id, and starting it again continues it.
+    """
+    run_id = make_run_id(flow, config, policy, round_index)
+    earlier = read_run(workspace, run_id)
+    record = RunRecord(
+        run_id=run_id,
+        flow=flow,
+        name=config.name,
+        round_index=round_index,
+        config=config.model_dump(mode="json"),
+        code_version=code_version(),
+        status="running",
+        started_at=earlier.started_at if earlier else utc_now(),
+        ended_at=None,
+        attempts=earlier.attempts + 1 if earlier else 1,
+        error=None,
+    )
+    write_run(workspace, record)
+    text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
+    commit_bytes(workspace.runs / run_id / "config.yaml", text.encode())
+    outcome: dict[str, Any] = {"status": "completed"}
+    try:
+        yield RunContext(workspace, run_id)
+    except BaseException as error:
+        outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
+        raise
+    finally:
+        write_run(workspace, dataclasses.replace(record, ended_at=utc_now(), **outcome))
+        publish(workspace)
+
+
+def make_run_id(flow: str, config: PipelineConfig, policy: Policy, round_index: int) -> str:
+    """Return the id of a run: name, flow or round, and a hash of all that decides its rows."""
+    contents = [source_fingerprint(source) for source in config.prompts.sources]
+    # `rounds` says how many there will be, not what this one makes; a model is its content.
+    values = config.model_dump(mode="json", exclude={"rounds", "policy"})
+    digits = content_hash([flow, values, policy.fingerprint, contents, round_index])[:10]
+    kind = f"round{round_index}" if round_index else flow
+    return f"{config.name}-{kind}-{digits}"
+
+
+@cache
+def code_version() -> str:
+    """Return prefmill's version, in a git checkout with its commit and whether it is modified."""
+    root = Path(__file__).parent.parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return version("prefmill")
+    suffix = f"+{commit.stdout.strip()}" if commit.stdout else ""
+    return version("prefmill") + suffix

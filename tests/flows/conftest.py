@@ -1,0 +1,118 @@
+"""A Prefect server for the session, and small configurations of the real pipeline."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = {
+    "name": "small",
+    "prompts": {"sources": [{"kind": "bundled", "train": 20, "heldout": 20}]},
+    "generation": {
+        "samples_per_prompt": 4,
+        "heldout_samples_per_prompt": 2,
+        "max_completion_tokens": 48,
+        "prompts_per_part": 5,
+        "threads": 1,
+    },
+    "training": {
+        "learning_rate": 1e-4,
+        "beta": 1.0,
+        "batch_size": 4,
+        "max_length_tokens": 256,
+        "checkpoint_every_steps": 1,
+        "threads": 1,
+    },
+    "evaluation": {"resamples": 200},
+}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory):
+    """The URL of a real Prefect server on loopback, with a scheduler that looks every 2 s."""
+    home, port = tmp_path_factory.mktemp("prefect"), _free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    }
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    log = (home / "server.log").open("wb")
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2)
+                break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None, (home / "server.log").read_text()
+                time.sleep(0.5)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture
+def run_cli(prefect_server, monkeypatch):
+    """Run the real command in this process against the session's Prefect server."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    def run(*arguments: object):
+        from flows.cli import main
+
+        runner = CliRunner()
+        with (
+            temporary_settings({PREFECT_API_URL: prefect_server}),
+            runner.isolation() as (out, err, _),
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr(sys, "argv", ["prefmill", *map(str, arguments)])
+            code = 0
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code or 0
+            return code, out.getvalue().decode(), err.getvalue().decode()
+
+    return run
+
+
+@pytest.fixture
+def small_config(tmp_path: Path):
+    """Write the small configuration, with sections laid over it, and return its path."""
+
+    def write(name: str = "small.yaml", **sections: object) -> Path:
+        values = {**SMALL}
+        for key, value in sections.items():
+            below = values.get(key)
+            values[key] = {**below, **value} if isinstance(below, dict) else value
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write

@@ -1,0 +1,41 @@
+"""The shipped `prefect.yaml` deploys on a real server, and its cron gets scheduled runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_refresh_deploys_and_its_cron_gets_scheduled_runs(prefect_server):
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    pool = ["work-pool", "create", "prefmill", "--type", "process"]
+    for arguments in (pool, ["--no-prompt", "deploy", "--all"]):
+        command = [sys.executable, "-m", "prefect", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    for _ in range(60):
+        runs = post(prefect_server, "flow_runs/filter", {"limit": 5})
+        scheduled = [run for run in runs if run["state_type"] == "SCHEDULED"]
+        if scheduled:
+            break
+        time.sleep(0.5)
+    assert scheduled, "the scheduler made no runs"
+    assert scheduled[0]["parameters"]["config_file"] == "configs/demo.yaml"
+    assert all(run["expected_start_time"][11:16] == "02:00" for run in scheduled)
+
+
+def post(server: str, path: str, body: dict) -> list[dict]:
+    request = urllib.request.Request(
+        f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())

@@ -1,0 +1,93 @@
+"""Killed with SIGKILL at ten random moments and started again, a run ends as if never killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from stages.tables import ROW_TABLES
+
+KILLS = 10
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def start(config: Path, workspace: Path, url: str) -> subprocess.Popen:
+    environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    command = [sys.executable, "-m", "flows.cli", "rounds", "-c", config, "-w", workspace]
+    log = (workspace.parent / f"{workspace.name}.log").open("ab")
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def committed(workspace: Path) -> dict[Path, tuple[int, int]]:
+    """Every part-file and checkpoint with inode and modification time: a rewrite changes them."""
+    parts = (workspace / "store").rglob("part-*.parquet")
+    checkpoints = (workspace / "checkpoints").rglob("trainer_state.json")
+    found = {}
+    for path in [*parts, *checkpoints]:
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # an older checkpoint, deleted between listing and looking
+            continue
+        found[path] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def kill_after(process: subprocess.Popen, workspace: Path, new_files: int, pause: float) -> bool:
+    """Kill once so many files more are there; return False if the run ended before."""
+    before = len(committed(workspace))
+    while process.poll() is None:
+        if len(committed(workspace)) >= before + new_files:
+            time.sleep(pause)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return process.returncode == -signal.SIGKILL
+        time.sleep(0.01)
+    return False
+
+
+def rows_of(workspace: Path, table: str) -> dict[str, pl.DataFrame]:
+    folder = workspace / "store" / table
+    return {
+        path.relative_to(folder).as_posix(): pl.read_parquet(path, hive_partitioning=False)
+        for path in sorted(folder.rglob("part-*.parquet"))
+    }
+
+
+@pytest.mark.timeout(900)
+def test_kill_it_anywhere(prefect_server, small_config, tmp_path):
+    config, moments = small_config(), random.Random(20261121)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert start(config, undisturbed, prefect_server).wait(600) == 0
+    total = len(committed(undisturbed))
+    seen: dict[Path, tuple[int, int]] = {}
+    kills = 0
+    for _ in range(KILLS):
+        process = start(config, killed, prefect_server)
+        step = moments.randint(1, max(1, 2 * total // KILLS - 1))
+        kills += kill_after(process, killed, step, moments.uniform(0, 0.3))
+        now = committed(killed)
+        rewritten = [p for p in seen.keys() & now.keys() if seen[p] != now[p]]
+        assert not rewritten, "a finished part was made twice"
+        seen = now
+        if process.returncode == 0:
+            break
+    assert start(config, killed, prefect_server).wait(600) == 0
+    assert kills >= KILLS // 2, f"only {kills} kills hit a running process"
+    for table in ROW_TABLES:
+        expected, found = rows_of(undisturbed, table.name), rows_of(killed, table.name)
+        assert list(found) == list(expected), table.name
+        for name, frame in expected.items():
+            assert frame.equals(found[name]), f"{table.name}/{name}"
+    for path in [*undisturbed.glob("exports/**/*.*"), *undisturbed.glob("models/*/*.safetensors")]:
+        assert path.read_bytes() == (killed / path.relative_to(undisturbed)).read_bytes(), path
+    assert not list((killed / "store").rglob("*.tmp"))

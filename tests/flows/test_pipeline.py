@@ -1,0 +1,192 @@
+"""The real command on real input, small: one process, one Prefect server, the bundled model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import polars as pl
+import pytest
+
+from lineage.workspace import Workspace
+from stages.tables import ROW_TABLES
+
+STAGES = 11
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workspace in which `rounds` ran once; filled by the first test that asks for it."""
+    return tmp_path_factory.mktemp("finished") / "workspace"
+
+
+@pytest.fixture
+def workspace(finished, run_cli, small_config):
+    if not (finished / "lineage.duckdb").exists():
+        code, out, err = run_cli("rounds", "-c", small_config(), "-w", finished, "--json")
+        assert code == 0, err
+        (finished / "summary.json").write_text(out)
+    return finished
+
+
+def summary(workspace: Path) -> dict:
+    return json.loads((workspace / "summary.json").read_text())
+
+
+def test_a_round_makes_every_table_and_says_where(workspace):
+    (run,) = summary(workspace)["runs"]
+    assert run["status"] == "completed"
+    for schema in ROW_TABLES:
+        assert list((workspace / "store" / schema.name).glob("*/*.parquet")), schema.name
+    counts = {(r["step"], r["split"]): r["rows"] for r in run["funnel"]}
+    assert counts["prompts", "train"] == counts["prompts", "heldout"] == 20
+    assert counts["candidates", "train"] == 20 * 4
+    assert counts["candidates", "heldout"] == 20 * 2
+    assert counts["pairs", "train"] <= 20
+    dropped = sum(
+        n for (step, split), n in counts.items() if "dropped" in step and split == "train"
+    )
+    assert counts["kept", "train"] + dropped == counts["pairs", "train"]
+    for path in [*run["exports"], run["report"], workspace / run["round"]["result_path"]]:
+        assert Path(path).exists()
+    assert {(e["metric"], e["decoding"]) for e in run["evaluations"]} >= {
+        ("success", "sampled"),
+        ("success", "greedy"),
+    }
+
+
+def test_the_export_is_what_trl_loads_and_never_mixes_splits(workspace):
+    (run,) = summary(workspace)["runs"]
+    by_name = {Path(path).name: path for path in run["exports"]}
+    loaded = datasets.load_dataset("json", data_files=by_name["train.jsonl"], split="train")
+    assert {"prompt", "chosen", "rejected"} <= set(loaded.column_names)
+    assert loaded[0]["chosen"][0]["role"] == "assistant"
+    heldout = pl.read_parquet(by_name["heldout.parquet"])
+    train = pl.read_parquet(by_name["train.parquet"])
+    assert train.join(heldout, on="prompt", how="semi").is_empty()
+
+
+def test_the_trained_model_loads_and_its_round_is_recorded(workspace):
+    from transformers import AutoModelForCausalLM
+
+    from stages.content_ids import weights_hash
+
+    (run,) = summary(workspace)["runs"]
+    folder = workspace / run["round"]["result_path"]
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert weights_hash(folder) == run["round"]["result_weights_hash"]
+    assert run["round"]["base_weights_hash"] == run["round"]["reference_weights_hash"]
+    assert run["round"]["result_weights_hash"] != run["round"]["base_weights_hash"]
+
+
+def test_the_same_command_again_makes_nothing(workspace, run_cli, small_config):
+    before = {p: p.stat().st_mtime_ns for p in (workspace / "store").rglob("*.parquet")}
+    code, out, err = run_cli("rounds", "-c", small_config(), "-w", workspace, "--json")
+    assert code == 0, err
+    assert err.count("done before") == STAGES
+    after = {p: p.stat().st_mtime_ns for p in (workspace / "store").rglob("*.parquet")}
+    assert after == before
+    again = json.loads(out)["runs"][0]
+    assert again["round"] == summary(workspace)["runs"][0]["round"]
+
+
+def test_curate_pairs_again_without_generating(workspace, run_cli, small_config):
+    stricter = small_config("stricter.yaml", filters={"minimum_margin": 0.5})
+    (run,) = summary(workspace)["runs"]
+    before = set((workspace / "store" / "candidates").rglob("*.parquet"))
+    code, out, err = run_cli(
+        "curate", "--run", run["run_id"], "-c", stricter, "-w", workspace, "--json"
+    )
+    assert code == 0, err
+    (curated,) = json.loads(out)["runs"]
+    assert set((workspace / "store" / "candidates").rglob("*.parquet")) == before
+    kept = {(r["split"], r["step"]): r["rows"] for r in curated["funnel"]}
+    was = {(r["split"], r["step"]): r["rows"] for r in run["funnel"]}
+    assert kept["train", "pairs"] == was["train", "pairs"]
+    assert kept["train", "kept"] <= was["train", "kept"]
+
+
+def test_curate_refuses_to_generate(workspace, run_cli, small_config, tmp_path):
+    (run,) = summary(workspace)["runs"]
+    elsewhere = tmp_path / "elsewhere" / "runs" / run["run_id"]
+    elsewhere.mkdir(parents=True)
+    for name in ("run.json", "config.yaml"):
+        (elsewhere / name).write_bytes((workspace / "runs" / run["run_id"] / name).read_bytes())
+    code, _, err = run_cli(
+        "curate", "-c", small_config(), "--run", "latest", "-w", tmp_path / "elsewhere"
+    )
+    assert code == 3
+    assert "no stored candidates" in err
+
+
+def test_train_uses_a_stored_run(workspace, run_cli, small_config):
+    gentle = small_config("gentle.yaml", training={"learning_rate": 1e-6})
+    before = set((workspace / "store" / "pairs").rglob("*.parquet"))
+    (run,) = summary(workspace)["runs"]
+    code, out, err = run_cli(
+        "train",
+        "--run",
+        run["run_id"],
+        "-c",
+        gentle,
+        "-w",
+        workspace,
+        "--json",
+        "--require-promotion",
+    )
+    (trained,) = json.loads(out)["runs"]
+    assert code == (0 if trained["round"]["promoted"] else 4), err
+    assert trained["round"]["round_id"] != run["round"]["round_id"]
+    assert set((workspace / "store" / "pairs").rglob("*.parquet")) == before
+
+
+def test_a_second_round_starts_from_the_promoted_policy(workspace, run_cli, small_config):
+    certain = small_config("certain.yaml", gate={"minimum_lower_bound": -1.0})
+    code, out, err = run_cli("rounds", "-c", certain, "--rounds", 2, "-w", workspace, "--json")
+    assert code == 0, err
+    first, second = json.loads(out)["runs"]
+    assert first["round"]["promoted"]
+    assert second["round"]["base_weights_hash"] == first["round"]["result_weights_hash"]
+    prompts = {run["run_id"]: set(run_prompts(workspace, run["run_id"])) for run in (first, second)}
+    assert prompts[first["run_id"]].isdisjoint(prompts[second["run_id"]])
+
+
+def run_prompts(workspace: Path, run_id: str) -> list[str]:
+    from flows.run_outputs import read_output
+
+    prompts = read_output(Workspace(workspace), run_id, "prompts", "prompts")
+    return prompts.filter(split="train")["prompt_id"].to_list()
+
+
+def test_export_copies_and_checks_the_files(workspace, run_cli, tmp_path):
+    (run,) = summary(workspace)["runs"]
+    out = tmp_path / "pairs"
+    code, printed, err = run_cli("export", "--run", run["run_id"], "--out", out, "-w", workspace)
+    assert code == 0, err
+    assert sorted(p.name for p in out.iterdir()) == [
+        "heldout.jsonl", "heldout.parquet", "train.jsonl", "train.parquet",
+    ]  # fmt: skip
+    train = next(path for path in run["exports"] if path.endswith("train.jsonl"))
+    assert (out / "train.jsonl").read_bytes() == Path(train).read_bytes()
+    assert f"{out / 'train.jsonl'}" in printed
+
+
+def test_sql_why_runs_and_report_answer(workspace, run_cli):
+    code, out, _ = run_cli("sql", "-w", workspace, "--format", "json", "FROM runs")
+    assert code == 0
+    (run,) = [r for r in json.loads(out) if r["run_id"] == summary(workspace)["runs"][0]["run_id"]]
+    pair = summary(workspace)["runs"][0]["kept_example"]
+    code, out, _ = run_cli("why", pair["pair_id"], "-w", workspace)
+    assert code == 0
+    assert pair["chosen"].splitlines()[0][:40] in out
+    code, out, _ = run_cli("why", pair["pair_id"], "-w", workspace, "--json")
+    assert json.loads(out)["id"] == pair["pair_id"]
+    code, out, _ = run_cli("runs", "-w", workspace)
+    assert run["run_id"] in out
+    code, out, _ = run_cli("report", "--run", run["run_id"], "-w", workspace)
+    assert Path(out.strip()).is_file()
+    code, out, _ = run_cli("lineage", "rebuild", "-w", workspace)
+    assert code == 0
+    code, out, _ = run_cli("doctor", "-w", workspace, "--json")
+    assert {f["subject"] for f in json.loads(out)} >= {"python", "torch", "workspace"}
