@@ -366,12 +366,20 @@ def _prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
         say("starting Prefect's embedded server (10 to 30 s) ...")
 
 
+def _while_prefect_starts() -> None:
+    """Import what every run needs while the flow's first call waits for Prefect's server."""
+    from flows.settings import import_in_background
+
+    import_in_background("great_expectations", "altair", "vl_convert")
+
+
 def _run_refresh(
     root: Path, config_file: Path, overrides: dict[str, Any], *, stored_only: bool
 ) -> str:
     _prepare(root, config_file, overrides)
     from flows.refresh import refresh as flow
 
+    _while_prefect_starts()
     run_id: str = flow(str(config_file), str(root), overrides, stored_only)
     return run_id
 
@@ -380,6 +388,7 @@ def _run_rounds(root: Path, config_file: Path, overrides: dict[str, Any]) -> lis
     _prepare(root, config_file, overrides)
     from flows.rounds import rounds as flow
 
+    _while_prefect_starts()
     run_ids: list[str] = flow(str(config_file), str(root), overrides)
     return run_ids
 

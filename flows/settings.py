@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import importlib
 import os
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,7 +36,17 @@ def configure_libraries() -> None:
     """Set what the user's environment leaves unset: no telemetry, no progress bars of others."""
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+
+
+def import_in_background(*modules: str) -> None:
+    """Import heavy modules in a thread, for use while this process waits for something else."""
+
+    def load() -> None:
+        for module in modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def configure_prefect(workspace: Workspace) -> None:

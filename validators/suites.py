@@ -6,6 +6,7 @@ table costs tens of milliseconds, after an import of four seconds.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from dataclasses import dataclass, field
@@ -136,6 +137,8 @@ def _great_expectations() -> Any:
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    # GX sets this logger to INFO itself and reports temporary folders through it.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     if _ENGINE.context is None:
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
