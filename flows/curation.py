@@ -166,7 +166,8 @@ def pair_candidates(
 
     pairs = run_stage(context, "pair", spec, make).output("pairs")
     if not pairs.rows:
-        pairing.explain_no_pairs(scores.read(context.workspace))
+        judged = scores.read(context.workspace).filter(scorer=config.pairing.scorer)
+        pairing.explain_no_pairs(judged)
     return pairs
 
 

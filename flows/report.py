@@ -19,7 +19,7 @@ import polars as pl
 from markupsafe import Markup
 
 from flows import report_charts
-from flows.report_charts import visible
+from lineage.story import visible
 from stages.tables import RUNS
 
 TEMPLATE = Path(__file__).with_name("report_template.html.jinja")

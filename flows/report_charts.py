@@ -14,6 +14,8 @@ from xml.etree import ElementTree as ET
 import polars as pl
 from markupsafe import Markup
 
+from lineage.story import visible
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -37,21 +39,6 @@ CURVES: dict[str, dict[str, str]] = {
     "KL from the reference": {"kl": BLUE},
 }
 """Panel to the metrics it shows (TRL's names) and their colours."""
-
-INVISIBLE = {
-    code: f"[U+{code:04X}]"
-    for code in (
-        *(code for code in range(0x20) if chr(code) not in "\t\n"),
-        *range(0x7F, 0xA0), 0x61C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),
-        *range(0x2060, 0x206A), 0xFEFF, 0xFFFE, 0xFFFF,
-    )
-}  # fmt: skip
-"""Control, direction and zero-width characters, and what a reader sees in their place."""
-
-
-def visible(text: str) -> str:
-    """Return ``text`` with control and direction characters shown instead of obeyed."""
-    return text.translate(INVISIBLE)
 
 
 KEPT = pl.when("kept").then(pl.lit("kept")).otherwise(pl.lit("dropped"))

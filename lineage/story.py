@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,15 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-C0_PICTURES = 0x2400
-"""Where Unicode's pictures of control characters begin: ESC (0x1b) is shown as U+241B."""
+INVISIBLE = {
+    code: f"[U+{code:04X}]"
+    for code in (
+        *(code for code in range(0x20) if chr(code) not in "\t\n"),
+        *range(0x7F, 0xA0), 0x61C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),
+        *range(0x2060, 0x206A), 0xFEFF, 0xFFFE, 0xFFFF,
+    )
+}  # fmt: skip
+"""Control, direction and zero-width characters, and what a reader sees in their place."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +34,8 @@ class Story:
 
 
 def visible(text: str) -> str:
-    """``text`` with every character that could steer a terminal or hide made visible.
-
-    Line breaks stay; ESC becomes its picture, a right-to-left override its code.
-    """
-    return "".join(c if c == "\n" else _visible_character(c) for c in text)
-
-
-def _visible_character(character: str) -> str:
-    code = ord(character)
-    if code < ord(" "):
-        return chr(C0_PICTURES + code)
-    if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
-        return f"<U+{code:04X}>"
-    return character
+    """Return ``text`` with control and direction characters shown instead of obeyed."""
+    return text.translate(INVISIBLE)
 
 
 def render(story: Story) -> Tree:

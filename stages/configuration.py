@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import pydantic
+import pydantic_core
 
 from stages.content_ids import content_hash
 from stages.errors import ConfigError, nearest
@@ -38,38 +39,53 @@ class Config(pydantic.BaseModel):
         return content_hash(self.model_dump(mode="json"))
 
 
+def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise pydantic_core.PydanticCustomError("empty", "at least one is needed")
+    return values
+
+
+NOT_EMPTY = pydantic.AfterValidator(_not_empty)
+"""For a list in a configuration. Pydantic's `min_length` also complains when an item is wrong."""
+
+
 def _sentence(root: type[Config], item: Any) -> str:
     """Return one problem of a pydantic error as ``path: what is wrong (found ...)``."""
-    location = [part for part in item["loc"] if not _is_union_tag(part)]
-    path = ".".join(str(part) for part in location)
+    path, _ = _followed(root, item["loc"])
     if item["type"] == "extra_forbidden":
-        known = _known_keys(root, location[:-1])
-        return f"unknown key {path!r}{nearest(str(location[-1]), known) or _listing(known)}"
+        _, known = _followed(root, item["loc"][:-1])
+        return f"unknown key {path!r}{nearest(str(item['loc'][-1]), known) or _listing(known)}"
     if item["type"] == "missing":
         return f"missing key {path!r}"
-    return f"{path}: {item['msg']} (found {item['input']!r})"
-
-
-def _is_union_tag(part: object) -> bool:
-    return isinstance(part, str) and part.startswith("kind=")
+    problem = item["msg"].replace("valid tuple", "list")
+    return f"{path}: {problem} (found {item['input']!r:.80})"
 
 
 def _listing(known: list[str]) -> str:
     return f"; known here: {', '.join(known)}" if known else ""
 
 
-def _known_keys(root: type[pydantic.BaseModel], path: list[Any]) -> list[str]:
-    """Return the keys allowed at ``path`` below ``root``, over every alternative of a union."""
-    models: list[type[pydantic.BaseModel]] = [root]
-    for part in path:
+def _followed(root: type[pydantic.BaseModel], location: tuple[Any, ...]) -> tuple[str, list[str]]:
+    """Return ``location`` as a user writes it (``prompts.sources[0]``) and the keys known there.
+
+    Pydantic puts the `kind` that chose among a union's models into the location: it narrows the
+    keys known, but is no part of the path.
+    """
+    path, models = "", [root]
+    for part in location:
         if isinstance(part, int):
-            continue
-        found: list[type[pydantic.BaseModel]] = []
-        for model in models:
-            if part in model.model_fields:
-                found += _models_in(model.model_fields[part].annotation)
-        models = found or models
-    return sorted({key for model in models for key in model.model_fields})
+            path += f"[{part}]"
+        elif len(models) > 1 and (of_kind := [m for m in models if _kind(m) == part]):
+            models = of_kind
+        else:
+            path += f".{part}"
+            fields = [m.model_fields[part] for m in models if part in m.model_fields]
+            models = [model for field in fields for model in _models_in(field.annotation)]
+    return path.lstrip("."), sorted({key for model in models for key in model.model_fields})
+
+
+def _kind(model: type[pydantic.BaseModel]) -> object:
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
 
 
 def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import Literal
+from typing import Annotated, Literal
 
 import polars as pl
 
-from stages.configuration import Config
+from stages.configuration import NOT_EMPTY, Config
 from stages.content_ids import content_hash
 from stages.tables import EXPORT_ROWS, EXPORTS
 
@@ -22,7 +22,7 @@ FILE_NAMES: dict[str, str] = {"trl_jsonl": "{split}.jsonl", "trl_parquet": "{spl
 class ExportConfig(Config):
     """Which files are written."""
 
-    formats: tuple[Format, ...] = ("trl_jsonl", "trl_parquet")
+    formats: Annotated[tuple[Format, ...], NOT_EMPTY] = ("trl_jsonl", "trl_parquet")
     """`trl_*`: TRL's preference format, conversational, with an explicit prompt."""
 
 

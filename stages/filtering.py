@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+ROUNDING = 1e-9
+"""A margin that is short of its limit by no more than this reaches it."""
+
 
 class FilteringConfig(Config):
     """Which filters rule on the pairs, and their limits. A limit of null turns a filter off."""
@@ -58,8 +61,18 @@ def filter_pairs(
 
     Every filter rules on every pair, also on those another one drops: what a changed limit would
     give can be read off the decisions.
+
+    Raises:
+        DataError: a pair's candidate is not in ``candidates``.
     """
     texts = _with_texts(pairs, candidates)
+    lost = texts.filter(pl.any_horizontal(pl.col("chosen_text", "rejected_text").is_null()))
+    if lost.height:
+        raise DataError(
+            f"{lost.height} pairs name candidates that are not there",
+            expected="both candidates of every pair",
+            where=f"such as {lost['pair_id'][0]}",
+        )
     rulings = [_decide(texts, ruling, position) for position, ruling in enumerate(_rulings(config))]
     decisions = pl.concat([DECISIONS.empty(), *rulings]).sort("pair_id", "position")
     return Filtered(kept_pairs(pairs, decisions), decisions)
@@ -80,10 +93,10 @@ def require_kept(pairs: pl.DataFrame, decisions: pl.DataFrame) -> None:
     """
     if kept_pairs(pairs, decisions).height:
         return
-    drops = decisions.filter(~pl.col("kept")).group_by("filter", "limit").len().sort("len")
+    drops = decisions.filter(~pl.col("kept")).group_by("filter", "limit").len()
     taken = [
         f"{name} dropped {count}" + ("" if limit is None else f" (limit {limit:g})")
-        for name, limit, count in drops.reverse().iter_rows()
+        for name, limit, count in drops.sort(-pl.col("len").cast(pl.Int64), "filter").iter_rows()
     ]
     raise DataError(
         f"nothing is left of {pairs.height} pairs: {', '.join(taken)}",
@@ -148,7 +161,8 @@ def _above(limit: float | None) -> Callable[[pl.Expr], pl.Expr]:
 
 
 def _below(limit: float | None) -> Callable[[pl.Expr], pl.Expr]:
-    return lambda value: value < limit
+    # 1.0 - 0.8 is a little below 0.2: rounding is no defect.
+    return lambda value: value + ROUNDING < limit
 
 
 def _decide(texts: pl.DataFrame, ruling: _Ruling, position: int) -> pl.DataFrame:
@@ -189,10 +203,13 @@ def _length_ratio(texts: pl.DataFrame) -> pl.Series:
 
 def _similarity(texts: pl.DataFrame) -> pl.Series:
     """Return 1 - normalised indel distance per pair, in [0, 1]."""
+    import numpy as np
     from rapidfuzz.distance import Indel
     from rapidfuzz.process import cpdist
 
     chosen, rejected = texts["chosen_text"].to_list(), texts["rejected_text"].to_list()
     if not chosen:
         return pl.Series([], dtype=pl.Float64)
-    return pl.Series(cpdist(chosen, rejected, scorer=Indel.normalized_similarity, workers=-1))
+    # In float64: as a float32, its default, 0.98 lies above the limit 0.98.
+    scorer = Indel.normalized_similarity
+    return pl.Series(cpdist(chosen, rejected, scorer=scorer, dtype=np.float64, workers=-1))

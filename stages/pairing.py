@@ -32,16 +32,16 @@ def pair(candidates: pl.DataFrame, scores: pl.DataFrame, config: PairingConfig) 
     of seed and candidate id decides, so neither row order nor length has a say.
 
     Raises:
-        DataError: no candidate was scored by ``config.scorer``.
+        DataError: ``config.scorer`` judged nothing, others did.
     """
-    scored = scores.filter((pl.col("scorer") == config.scorer) & pl.col("score").is_finite())
-    if scored.is_empty() and scores.height:
-        known = scores["scorer"].unique().to_list()
+    known = scores["scorer"].unique().to_list()
+    if known and config.scorer not in known:
         raise DataError(
             f"no scores by {config.scorer!r}{nearest(config.scorer, known)}",
-            expected=f"a scorer with parsed scores; there: {', '.join(sorted(known))}",
+            expected=f"a scorer that judged: {', '.join(sorted(known))}",
             where="pairing.scorer",
         )
+    scored = scores.filter((pl.col("scorer") == config.scorer) & pl.col("score").is_finite())
     facts = candidates.select("candidate_id", "completion_tokens")
     ranked = scored.select("candidate_id", "prompt_id", "score").join(facts, on="candidate_id")
     seeded = ranked.with_columns(seed=pl.lit(str(config.seed)))
@@ -77,14 +77,12 @@ def _as_pairs(chosen: pl.DataFrame, rejected: pl.DataFrame, config: PairingConfi
 
 
 def explain_no_pairs(scores: pl.DataFrame) -> NoReturn:
-    """Say why scores gave no pair at all.
+    """Say why the scores of one scorer gave no pair at all.
 
     Raises:
         DataError: always, with the counts of tied and unscored prompts.
     """
-    per_prompt = scores.group_by("prompt_id").agg(
-        scored=pl.col("score").is_finite().sum(), values=pl.col("score").drop_nulls().n_unique()
-    )
+    per_prompt = scores.group_by("prompt_id").agg(scored=pl.col("score").is_finite().sum())
     few = per_prompt.filter(pl.col("scored") < 2).height  # noqa: PLR2004
     tied = per_prompt.height - few
     raise DataError(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import polars as pl
 import pydantic
 
-from stages.configuration import Config
+from stages.configuration import NOT_EMPTY, Config
 from stages.content_ids import canonical_json, content_ids, file_sha256
-from stages.errors import DataError, MissingFileError
+from stages.errors import ConfigError, DataError, MissingFileError
 from stages.tables import PROMPTS
 from stages.task_families import FAMILIES, sample_prompts
 
@@ -98,7 +98,7 @@ Source = Annotated[BundledSource | FileSource | DatasetSource, pydantic.Field(di
 class PromptSamplingConfig(Config):
     """Which prompts, how many, from where."""
 
-    sources: tuple[Source, ...] = (BundledSource(),)
+    sources: Annotated[tuple[Source, ...], NOT_EMPTY] = (BundledSource(),)
     """Where prompts come from; the first to bring a conversation keeps it."""
     seed: int = 0
     """Decides which rows are sampled."""
@@ -127,6 +127,7 @@ def sample(config: PromptSamplingConfig) -> pl.DataFrame:
 
     Raises:
         MissingFileError: a source's file is not there.
+        ConfigError: a bundled family is unknown or has fewer prompts than asked for.
         DataError: a file is broken (names file, line and column) or no prompt is left.
     """
     frames = [_read(source, config.seed) for source in config.sources]
@@ -164,8 +165,11 @@ def _bundled(source: BundledSource, seed: int) -> pl.DataFrame:
             first, last = (
                 _share(count, position, len(source.families)) for count in (skip, skip + total)
             )
-            # Held-out prompts are the same for every seed of a series: rounds compare on them.
-            drawn = sample_prompts(family, split, last, seed)[first:]  # type: ignore[arg-type]
+            # Held-out prompts are the same for every `skip`: rounds of a series compare on them.
+            try:
+                drawn = sample_prompts(family, split, last, seed)[first:]  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ConfigError(str(error), where=f"prompt source {source.name!r}") from None
             records += [
                 {
                     "messages": [{"role": "user", "content": prompt.prompt}],
@@ -229,17 +233,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = json.loads(line.rstrip())  # else a cut line's error is in the next one
+                # Half of a surrogate pair can be escaped in JSON, but is no text: ids need UTF-8.
+                canonical_json(row).encode()
+            except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"broken JSON: {error.msg}",
+                    f"broken JSON: {getattr(error, 'msg', error)}",
                     expected="one JSON object a line",
-                    where=f"{path}, line {number}, column {error.colno}",
+                    where=f"{path}, line {number}, column {getattr(error, 'colno', 1)}",
                     remedy="mend or delete that line",
                 ) from None
             if not isinstance(row, dict):
@@ -253,8 +259,9 @@ def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        # CSV has no other way to say that a value is missing.
+        return [{k: v or None for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def _dataset_rows(source: DatasetSource) -> list[dict[str, Any]]:
@@ -264,11 +271,13 @@ def _dataset_rows(source: DatasetSource) -> list[dict[str, Any]]:
         loaded = datasets.load_dataset(
             source.path, source.subset, split=source.split, revision=source.revision
         )
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever a format's reader raises
+        cause = error.__cause__ or error
         raise DataError(
-            f"dataset {source.path!r} cannot be loaded: {error}",
+            f"dataset {source.path!r} cannot be loaded: {str(cause) or type(cause).__name__}",
             expected="a local folder or a hub id that datasets.load_dataset takes",
-            remedy="check path, subset, split and revision; a hub id needs network access",
+            remedy="check path, subset, split, revision and that its files have rows; a hub id "
+            "needs network access",
         ) from None
     return [dict(row) for row in loaded]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import polars as pl
+import pydantic
 
-from stages.configuration import Config
+from stages.configuration import NOT_EMPTY, Config
 from stages.content_ids import content_ids
 from stages.errors import DataError, nearest
 from stages.tables import JUDGMENTS, SCORES
@@ -30,8 +31,15 @@ class RulesScorer(Config):
 class ScoringConfig(Config):
     """Who scores the candidates."""
 
-    scorers: tuple[RulesScorer, ...] = (RulesScorer(),)
+    scorers: Annotated[tuple[RulesScorer, ...], NOT_EMPTY] = (RulesScorer(),)
     """Every scorer judges every candidate."""
+
+    @pydantic.model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        names = [scorer.name for scorer in self.scorers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two scorers have the same name: {', '.join(names)}")
+        return self
 
 
 def judge_by_rules(
@@ -42,7 +50,8 @@ def judge_by_rules(
     A candidate whose prompt names no verifier has a missing score, never a low one.
 
     Raises:
-        DataError: a prompt names a verifier that isn't known, or its ground truth is not JSON.
+        DataError: a prompt names a verifier that isn't known, or its ground truth is not what
+            the verifier needs (names the prompt).
     """
     facts = prompts.select("prompt_id", "verifier", "ground_truth")
     joined = candidates.select("candidate_id", "prompt_id", "completion").join(
@@ -56,7 +65,7 @@ def judge_by_rules(
             expected=f"one of {', '.join(FAMILIES)}",
             where="the prompts' `verifier` column",
         )
-    verdicts = [_verdict(v, truth, text) for _, _, text, v, truth in joined.iter_rows()]
+    verdicts = [_verdict(*row) for row in joined.drop("candidate_id").iter_rows()]
     frame = joined.select("candidate_id").with_columns(
         pl.Series("score", [value for value, _ in verdicts], dtype=pl.Float64),
         pl.Series("raw", [raw for _, raw in verdicts], dtype=pl.String),
@@ -66,18 +75,22 @@ def judge_by_rules(
     return _as_judgments(frame)
 
 
-def _verdict(verifier: str | None, truth: str | None, text: str) -> tuple[float | None, str]:
+def _verdict(
+    prompt_id: str, text: str, verifier: str | None, truth: str | None
+) -> tuple[float | None, str]:
+    """Return the score and what the verifier said."""
     if verifier is None or truth is None:
         return None, "no verifier for this prompt"
     try:
         facts = json.loads(truth)
-    except json.JSONDecodeError as error:
+        return score(verifier, facts, text), explain(verifier, facts, text)
+    # A verifier raises on no completion, so whatever it raises is about the ground truth.
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"the ground truth is not JSON: {error.msg}",
-            expected="a JSON object",
-            where=f"a prompt with verifier {verifier!r}: {truth[:80]!r}",
+            f"the ground truth {truth[:80]!r} is not what verifier {verifier!r} needs: {error!r}",
+            expected="a JSON object with the facts that the verifier checks",
+            where=f"the prompts' `ground_truth` column, {prompt_id}",
         ) from None
-    return score(verifier, facts, text), explain(verifier, facts, text)
 
 
 def _as_judgments(frame: pl.DataFrame) -> pl.DataFrame:
@@ -93,11 +106,16 @@ def _as_judgments(frame: pl.DataFrame) -> pl.DataFrame:
 def aggregate(judgments: pl.DataFrame, candidates: pl.DataFrame) -> pl.DataFrame:
     """Return the `scores` table: per candidate and scorer the mean, spread and missing share."""
     prompt_of = candidates.select("candidate_id", "prompt_id")
-    grouped = judgments.group_by("candidate_id", "scorer").agg(
-        pl.col("score").mean(),
-        spread=pl.col("score").std(),
-        judgments=pl.len().cast(pl.Int64),
-        missing_share=pl.col("score").is_null().mean(),
+    # Sorted: a sum of floats depends on their order.
+    grouped = (
+        judgments.sort("judgment_id")
+        .group_by("candidate_id", "scorer")
+        .agg(
+            pl.col("score").mean(),
+            spread=pl.col("score").std(),
+            judgments=pl.len().cast(pl.Int64),
+            missing_share=pl.col("score").is_null().mean(),
+        )
     )
     scored = grouped.join(prompt_of, on="candidate_id", how="inner")
     return scored.sort("candidate_id", "scorer").select(SCORES.column_names)

@@ -30,20 +30,31 @@ class TransformersEngine:
         """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         self.model_name = name or folder.name
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         try:
             self.weights_hash = weights_hash(folder)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True
+            )
+        except Exception as error:  # noqa: BLE001 - safetensors and tokenizers raise bare ones
             raise ModelError(
                 f"the model cannot be loaded: {error}",
                 expected="a Hugging Face folder with config, safetensors and tokenizer",
                 where=str(folder),
             ) from None
+        if loading["missing_keys"]:
+            # transformers would fill them with random numbers.
+            raise ModelError(
+                f"the weights lack {', '.join(sorted(loading['missing_keys'])[:3])}",
+                expected="every weight that config.json asks for",
+                where=str(folder),
+            )
         if not self.tokenizer.chat_template:
             raise ModelError(
                 "the tokenizer has no chat template",
@@ -58,12 +69,26 @@ class TransformersEngine:
         self.end_tokens: list[int] = ends if isinstance(ends, list) else [ends]
         if self.end_tokens == [None]:
             self.end_tokens = [self.tokenizer.eos_token_id]
+        # A model folder may ask for a repetition penalty or the like: only what is recorded with
+        # the candidates may decide them.
+        model.generation_config = type(model.generation_config)()
 
     def _prompt_token_ids(self, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
-        texts = [
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            for turns in conversations
-        ]
+        from jinja2 import TemplateError
+
+        try:
+            texts = [
+                self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True
+                )
+                for turns in conversations
+            ]
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template of {self.model_name!r} refuses a conversation: {error}",
+                expected="roles that the template takes, in an order that it takes",
+                remedy="mend those prompts, or choose another model",
+            ) from None
         # The template already holds every special token; adding more would double the BOS.
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids

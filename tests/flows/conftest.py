@@ -15,29 +15,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.flows.small import SMALL
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-SMALL = {
-    "name": "small",
-    "prompts": {"sources": [{"kind": "bundled", "train": 20, "heldout": 20}]},
-    "generation": {
-        "samples_per_prompt": 4,
-        "heldout_samples_per_prompt": 2,
-        "max_completion_tokens": 48,
-        "prompts_per_part": 5,
-        "threads": 1,
-    },
-    "training": {
-        "learning_rate": 1e-4,
-        "beta": 1.0,
-        "batch_size": 4,
-        "max_length_tokens": 256,
-        "checkpoint_every_steps": 1,
-        "threads": 1,
-    },
-    "evaluation": {"resamples": 200},
-}
 
 
 def _free_port() -> int:

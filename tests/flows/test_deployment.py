@@ -18,7 +18,7 @@ def test_refresh_deploys_and_its_cron_gets_scheduled_runs(prefect_server):
     pool = ["work-pool", "create", "prefmill", "--type", "process"]
     for arguments in (pool, ["--no-prompt", "deploy", "--all"]):
         command = [sys.executable, "-m", "prefect", *arguments]
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: PLW1510 - asserted below, with the output
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stdout + done.stderr

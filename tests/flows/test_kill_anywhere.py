@@ -12,8 +12,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from stages.tables import ROW_TABLES
+from tests.flows.small import SMALL
 
 KILLS = 10
 ROOT = Path(__file__).parents[2]
@@ -63,11 +65,36 @@ def rows_of(workspace: Path, table: str) -> dict[str, pl.DataFrame]:
     }
 
 
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prefect_server, config, tmp_path_factory):
+    """The workspace of a run that nothing disturbed."""
+    workspace = tmp_path_factory.mktemp("undisturbed") / "workspace"
+    assert start(config, workspace, prefect_server).wait(600) == 0
+    return workspace
+
+
+def assert_same(undisturbed: Path, other: Path) -> None:
+    """Every row of every table, every export and every weight is the same."""
+    for table in ROW_TABLES:
+        expected, found = rows_of(undisturbed, table.name), rows_of(other, table.name)
+        assert list(found) == list(expected), table.name
+        for name, frame in expected.items():
+            assert frame.equals(found[name]), f"{table.name}/{name}"
+    for path in [*undisturbed.glob("exports/**/*.*"), *undisturbed.glob("models/*/*.safetensors")]:
+        assert path.read_bytes() == (other / path.relative_to(undisturbed)).read_bytes(), path
+    assert not list((other / "store").rglob("*.tmp"))
+
+
 @pytest.mark.timeout(900)
-def test_kill_it_anywhere(prefect_server, small_config, tmp_path):
-    config, moments = small_config(), random.Random(20261121)
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert start(config, undisturbed, prefect_server).wait(600) == 0
+def test_kill_it_anywhere(prefect_server, config, undisturbed, tmp_path):
+    moments, killed = random.Random(20261121), tmp_path / "killed"
     total = len(committed(undisturbed))
     seen: dict[Path, tuple[int, int]] = {}
     kills = 0
@@ -83,11 +110,25 @@ def test_kill_it_anywhere(prefect_server, small_config, tmp_path):
             break
     assert start(config, killed, prefect_server).wait(600) == 0
     assert kills >= KILLS // 2, f"only {kills} kills hit a running process"
-    for table in ROW_TABLES:
-        expected, found = rows_of(undisturbed, table.name), rows_of(killed, table.name)
-        assert list(found) == list(expected), table.name
-        for name, frame in expected.items():
-            assert frame.equals(found[name]), f"{table.name}/{name}"
-    for path in [*undisturbed.glob("exports/**/*.*"), *undisturbed.glob("models/*/*.safetensors")]:
-        assert path.read_bytes() == (killed / path.relative_to(undisturbed)).read_bytes(), path
-    assert not list((killed / "store").rglob("*.tmp"))
+    assert_same(undisturbed, killed)
+
+
+def test_two_at_once_make_everything_once(prefect_server, config, undisturbed, tmp_path):
+    shared = tmp_path / "shared"
+    both = [start(config, shared, prefect_server) for _ in range(2)]
+    assert [process.wait(600) for process in both] == [0, 0]
+    assert_same(undisturbed, shared)
+
+
+def test_ctrl_c_says_that_nothing_is_lost(prefect_server, config, undisturbed, tmp_path):
+    workspace = tmp_path / "interrupted"
+    process = start(config, workspace, prefect_server)
+    while process.poll() is None and len(committed(workspace)) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    log = (tmp_path / "interrupted.log").read_text()
+    assert "nothing finished is lost" in log
+    assert "Traceback" not in log
+    assert start(config, workspace, prefect_server).wait(600) == 0
+    assert_same(undisturbed, workspace)

@@ -125,14 +125,15 @@ def test_every_story_is_json_and_prints(published):
 
 def test_texts_are_shown_literally(published):
     text = printed(why(published, "pair_11"))
-    assert "[red]bold[/red] ␛[31mred␛[0m <U+202E>evil␍2" in text
-    assert "right ␛]0;owned␇again" in text
+    assert "[red]bold[/red] [U+001B][31mred[U+001B][0m [U+202E]evil[U+000D]2" in text
+    assert "right [U+001B]]0;owned[U+0007]again" in text
     assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
 
 
 def test_visible_keeps_ordinary_text():
     assert visible("naïve 数学 🙂\nsecond line") == "naïve 数学 🙂\nsecond line"
-    assert visible("\t\x00\x7f\x9b\u200b\u2028") == "␉␀<U+007F><U+009B><U+200B><U+2028>"
+    assert visible("\t\x00\x7f\x9b\u200b\u2028") == "\t[U+0000][U+007F][U+009B][U+200B][U+2028]"
+    assert visible("👩\u200d💻") == "👩\u200d💻", "a zero-width joiner belongs to the emoji"
     assert visible(NASTY) != NASTY
 
 

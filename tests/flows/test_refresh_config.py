@@ -1,0 +1,28 @@
+"""The commented `configs/refresh.yaml` runs, with the bundled model in the real one's place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shipped_refresh_configuration_makes_pairs(run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values = yaml.safe_load((ROOT / "configs" / "refresh.yaml").read_text())
+    values["policy"] = "bundled"
+    values["generation"] |= {"max_completion_tokens": 48, "threads": 1, "samples_per_prompt": 2}
+    values["prompts"]["sources"][0]["maximum_rows"] = 50
+    config = tmp_path / "refresh.yaml"
+    config.write_text(yaml.safe_dump(values))
+    code, out, err = run_cli("refresh", "-c", config, "-w", tmp_path / "w", "--json")
+    assert code == 0, err
+    (run,) = json.loads(out)["runs"]
+    counts = {(row["step"], row["split"]): row["rows"] for row in run["funnel"]}
+    assert counts["prompts", "train"] + counts["prompts", "heldout"] == 50
+    assert counts["candidates", "train"] == 2 * counts["prompts", "train"]
+    assert counts["kept", "train"] > 0
+    assert run["round"] is None

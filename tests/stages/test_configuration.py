@@ -1,0 +1,165 @@
+"""A wrong configuration says which key, what was found and what is known."""
+
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from flows.configuration import PipelineConfig, load_config, resolve
+from stages.configuration import Config
+from stages.errors import ConfigError
+from stages.filtering import FilteringConfig
+from stages.generation import GenerationConfig
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def refusal(**values):
+    with pytest.raises(ConfigError) as caught:
+        resolve({"name": "mine", **values}, "mine.yaml")
+    assert "Where: mine.yaml." in str(caught.value)
+    return caught.value.found
+
+
+def sources(*items):
+    return {"prompts": {"sources": list(items)}}
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"filterz": {}}, "unknown key 'filterz'; nearest known: filters"),
+        (
+            {"generation": {"temprature": 1}},
+            "unknown key 'generation.temprature'; nearest known: temperature",
+        ),
+        # In a union, only the keys of the chosen kind are proposed; its tag is no part of the path.
+        (
+            sources({"kind": "file", "name": "a", "path": "p", "paht": "q"}),
+            "unknown key 'prompts.sources[0].paht'; nearest known: path",
+        ),
+        (
+            sources({"kind": "bundled"}, {"kind": "bundled", "trian": 3}),
+            "unknown key 'prompts.sources[1].trian'; nearest known: train, kind",
+        ),
+        (
+            {"scoring": {"scorers": [{"kind": "rules", "nmae": "q"}]}},
+            "unknown key 'scoring.scorers[0].nmae'; nearest known: name",
+        ),
+        (sources({"kind": "file", "name": "a"}), "missing key 'prompts.sources[0].path'"),
+        (
+            {"generation": {"temperature": "hot"}},
+            (
+                "generation.temperature: Input should be a valid number, unable to parse string as "
+                "a number (found 'hot')"
+            ),
+        ),
+        (
+            {"filters": {"minimum_margin": -1}},
+            "filters.minimum_margin: Input should be greater than or equal to 0 (found -1)",
+        ),
+        (
+            {"generation": {"top_p": float("nan")}},
+            "generation.top_p: Input should be a finite number (found nan)",
+        ),
+        (
+            {"export": {"formats": ["trl_jsonl", "csv"]}},
+            "export.formats[1]: Input should be 'trl_jsonl' or 'trl_parquet' (found 'csv')",
+        ),
+        (
+            {"prompts": {"sources": {"kind": "bundled"}}},
+            "prompts.sources: Input should be a list (found {'kind': 'bundled'})",
+        ),
+        (sources(), "prompts.sources: at least one is needed (found [])"),
+        (
+            {"scoring": {"scorers": []}},
+            "scoring.scorers: at least one is needed (found [])",
+        ),
+        ({"export": {"formats": []}}, "export.formats: at least one is needed (found [])"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_path(values, problem):
+    assert refusal(**values) == problem
+
+
+def test_a_key_called_like_its_kind_stays_in_the_path():
+    found = refusal(**sources({"kind": "file", "name": "a", "path": "p", "file": "q"}))
+    assert found.startswith("unknown key 'prompts.sources[0].file'")
+
+
+def test_a_key_that_is_near_to_none_lists_those_known():
+    found = refusal(filters={"qqqqqqqq": 1})
+    assert found == (
+        "unknown key 'filters.qqqqqqqq'; known here: empty, identical, maximum_length_ratio, "
+        "maximum_similarity, minimum_margin, truncated"
+    )
+
+
+def test_an_unknown_kind_names_those_known():
+    found = refusal(**sources({"kind": "fil", "name": "a"}))
+    assert found.startswith("prompts.sources[0]: ")
+    assert "'fil'" in found
+    assert "'bundled', 'file', 'dataset'" in found
+
+
+def test_every_problem_is_named_at_once():
+    found = refusal(nmae="x", generation={"top_p": 2, "threads": 0})
+    assert "'nmae'; nearest known: name" in found
+    assert "generation.top_p: " in found
+    assert "generation.threads: " in found
+
+
+def test_a_missing_name():
+    with pytest.raises(ConfigError, match="missing key 'name'"):
+        resolve({}, "mine.yaml")
+
+
+def test_a_found_value_is_cut():
+    assert len(refusal(generation={"temperature": "x" * 10_000})) < 250
+
+
+def test_a_configuration_is_frozen():
+    config = GenerationConfig()
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.temperature = 0.5
+
+
+def test_the_error_is_a_value_error_and_names_the_class_without_a_file():
+    with pytest.raises(ValueError, match="Where: FilteringConfig"):
+        FilteringConfig.checked({"x": 1})
+
+
+def test_the_fingerprint_changes_with_any_resolved_value_only():
+    class Small(Config):
+        limit: float = 1.0
+        names: tuple[str, ...] = ()
+
+    same = [Small(), Small(limit=1), Small.checked({"limit": 1.0, "names": []})]
+    assert len({config.fingerprint() for config in same}) == 1
+    other = [Small(limit=1.1), Small(names=("a",)), Small(names=("a", "b")), Small()]
+    assert len({config.fingerprint() for config in other}) == 4
+
+
+def test_the_seed_is_handed_to_every_section_that_names_none():
+    config = resolve({"name": "mine", "seed": 7, "pairing": {"seed": 3}}, "mine.yaml")
+    sections = (config.prompts, config.generation, config.training, config.evaluation)
+    assert [section.seed for section in sections] == [7, 7, 7, 7]
+    assert config.pairing.seed == 3
+    unseeded = resolve({"name": "mine", "generation": None}, "mine.yaml")
+    assert (unseeded.seed, unseeded.generation.seed) == (0, 0)
+
+
+def test_resolving_changes_nothing_that_it_was_given():
+    values = {"name": "mine", "seed": 7, "generation": {"top_p": 0.9}}
+    resolve(values, "mine.yaml")
+    assert values == {"name": "mine", "seed": 7, "generation": {"top_p": 0.9}}
+
+
+def test_a_resolved_configuration_resolves_to_itself():
+    config = resolve({"name": "mine", "seed": 7}, "mine.yaml")
+    assert resolve(config.model_dump(mode="json"), "again") == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_configurations_that_we_ship_are_right(path):
+    assert isinstance(load_config(path), PipelineConfig)
