@@ -38,22 +38,22 @@ venv: $(VENV)/.installed  ## Only install
 # package can come along: from the configured index, else from PyTorch's own.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes, once) ..."
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
-	  $(PIP) install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install -q "torch==$(TORCH)+cpu" \
+	  $(PIP) install -qq "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install -qq "torch==$(TORCH)+cpu" \
 	    --index-url https://download.pytorch.org/whl/cpu; \
-	else $(PIP) install -q "torch==$(TORCH)"; fi
-	$(PIP) install -q -e .
+	else $(PIP) install -qq "torch==$(TORCH)"; fi
+	@$(PIP) install -qq -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install -q -e '.[test]'
+	$(PIP) install -qq -e '.[test]'
 	@touch $@
 
 constraints: export PIP_CONSTRAINT :=
 constraints:  ## Make constraints.txt again from the newest versions that work together
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/pip install -q -c constraints.in torch -e '.[test]'
+	build/constraints/bin/pip install -qq -c constraints.in torch -e '.[test]'
 	(sed '/^[^#]/,$$d' constraints.txt; build/constraints/bin/pip freeze --exclude-editable \
 	  | grep -viE '^(nvidia|cuda|triton|pip=|setuptools=|wheel=)' | sed 's/^\(torch==[^+]*\)+.*/\1/' \
 	  | sort -f) > build/constraints.txt

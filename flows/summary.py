@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.report_data import examples
@@ -12,6 +16,7 @@ from lineage.records import require_run
 from lineage.story import visible
 
 if TYPE_CHECKING:
+    import polars as pl
     from rich.console import Group
     from rich.table import Table
 
@@ -34,9 +39,7 @@ def _run_summary(workspace: Workspace, run_id: str) -> dict[str, Any]:
     rounds = read_output(workspace, run_id, "gate", "rounds").to_dicts()
     pairs = query(workspace, "FROM pair_quality WHERE run_id = ? AND split = 'train'", [run_id])
     funnel = query(workspace, "FROM funnel WHERE run_id = ? ORDER BY position, split", [run_id])
-    drops = query(workspace, "FROM drops WHERE run_id = ? AND split = 'train'", [run_id])
     shown = examples(workspace, run_id, pairs)
-    dropped = shown.filter(shown["kind"].str.starts_with("dropped"))
     exports = read_output(workspace, run_id, "export", "exports", ["path", "rows"])
     return {
         "run_id": run_id,
@@ -45,12 +48,22 @@ def _run_summary(workspace: Workspace, run_id: str) -> dict[str, Any]:
         "evaluations": read_output(workspace, run_id, "gate", "evaluations").to_dicts(),
         "gates": read_output(workspace, run_id, "gate", "gates").to_dicts(),
         "funnel": funnel.drop("run_id").to_dicts(),
-        "drops": drops.drop("run_id").to_dicts(),
-        "kept_example": next(iter(shown.filter(shown["kind"] == "best kept").to_dicts()), None),
-        "dropped_example": next(iter(dropped.to_dicts()), None),
+        "kept_example": _example(workspace, run_id, shown, "best kept"),
+        "dropped_example": _example(workspace, run_id, shown, "dropped"),
         "exports": [str(workspace.root / path) for path in exports["path"]],
         "report": str(workspace.runs / run_id / "report.html"),
     }
+
+
+def _example(
+    workspace: Workspace, run_id: str, shown: pl.DataFrame, kind: str
+) -> dict[str, Any] | None:
+    """Return the first pair whose kind begins so, with every filter's decision on it."""
+    for pair in shown.filter(shown["kind"].str.starts_with(kind)).head(1).to_dicts():
+        decisions = read_output(workspace, run_id, "filter", "decisions")
+        rulings = decisions.filter(pair_id=pair["pair_id"]).sort("position").to_dicts()
+        return {**pair, "decisions": rulings}
+    return None
 
 
 def describe(summary: dict[str, Any]) -> Group:
@@ -135,20 +148,19 @@ def _examples(run: dict[str, Any]) -> list[Any]:
         if pair is None:
             lines.append(Text(f"\n{title}: no pair"))
             continue
-        why = _reason(run, pair) if title == "Dropped" else "every filter keeps it"
-        lines.append(Text(f"\n{title}: {pair['pair_id']}: {why}", style="bold"))
+        reason = pair["kind"].partition(": ")[2] or "by every filter"
+        lines.append(Text(f"\n{title}: {pair['pair_id']} ({reason})", style="bold"))
         lines.append(Text(f"  prompt    {_short(pair['prompt'])}"))
         lines.append(Text(f"  chosen    {pair['chosen_score']:.2f}  {_short(pair['chosen'])}"))
         lines.append(Text(f"  rejected  {pair['rejected_score']:.2f}  {_short(pair['rejected'])}"))
+        lines.append(Text(f"  filters   {'; '.join(map(_ruling, pair['decisions']))}"))
     return lines
 
 
-def _reason(run: dict[str, Any], pair: dict[str, Any]) -> str:
-    """Return the reason of a drop with the filter and its limit."""
-    reason = pair["kind"].removeprefix("dropped: ")
-    ruling = next(drop for drop in run["drops"] if drop["reason"] == reason)
-    limit = "" if ruling["limit"] is None else f", limit {ruling['limit']:g}"
-    return f"{reason} (filter {ruling['filter']}{limit}; margin {pair['margin']:.3g})"
+def _ruling(row: dict[str, Any]) -> str:
+    """Return one decision in words: `margin 0.1 (limit 0.15): margin_below_minimum`."""
+    measured = "" if row["limit"] is None else f" {row['value']:.3g} (limit {row['limit']:g})"
+    return f"{row['filter']}{measured}: {row['reason'] or 'kept'}"
 
 
 def _short(text: str) -> str:
@@ -165,14 +177,23 @@ def _places(summary: dict[str, Any], run: dict[str, Any]) -> list[Any]:
         places.append(("model", f"{summary['workspace']}/{run['round']['result_path']}"))
     places.append(("lineage", summary["lineage"]))
     where = "" if summary["workspace"] == "prefmill-workspace" else f" -w {quoted(summary)}"
-    commands = [f'prefmill sql{where} "FROM drops"']
+    name = program()
+    commands = [f'{name} sql{where} "FROM drops"']
     pair = run["dropped_example"] or run["kept_example"]
     if pair is not None:
-        commands.append(f"prefmill why{where} {pair['pair_id']}")
-    commands.append(f"prefmill demo{where} --rounds 3")
+        commands.append(f"{name} why{where} {pair['pair_id']}")
+    commands.append(f"{name} demo{where} --rounds 3")
     lines = ["", *[f"{label:<8} {path}" for label, path in places], "", "Try next:"]
     lines += [f"  {command}" for command in commands]
     return [Text(line, no_wrap=True, overflow="ignore") for line in lines]
+
+
+def program() -> str:
+    """Return how to call this command from here: by its name if that is on the PATH."""
+    called = Path(sys.argv[0])
+    if called.name != "prefmill" or shutil.which("prefmill"):
+        return "prefmill"
+    return shlex.quote(os.path.relpath(called))
 
 
 def quoted(summary: dict[str, Any]) -> str:
