@@ -23,8 +23,8 @@ def test_refresh_deploys_and_its_cron_gets_scheduled_runs(prefect_server):
         )
         assert done.returncode == 0, done.stdout + done.stderr
     for _ in range(60):
-        runs = post(prefect_server, "flow_runs/filter", {"limit": 5})
-        scheduled = [run for run in runs if run["state_type"] == "SCHEDULED"]
+        waiting = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+        scheduled = post(prefect_server, "flow_runs/filter", waiting)
         if scheduled:
             break
         time.sleep(0.5)
