@@ -102,6 +102,7 @@ def generate_candidates(
         engine = policy.engine()
         parts = generation.plan_parts(writer.read(prompts), engine, config.generation)
         sizes = [p.height * generation.samples_for(p, config.generation) for p in parts]
+        writer.advance(0, sum(sizes))
         for index, part in enumerate(parts):
             if writer.existing("candidates", index) is None:
                 made = generation.generate(part, engine, config.generation)

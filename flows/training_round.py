@@ -162,6 +162,7 @@ def answer_heldout(
         heldout = writer.read(prompts).filter(split="heldout")
         engine = policy.engine()
         parts = generation.plan_parts(heldout, engine, generating)
+        writer.advance(0, len(parts))
         for index, part in enumerate(parts):
             answers = writer.existing("candidates", index)
             if answers is None:

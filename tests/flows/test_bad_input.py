@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import polars as pl
 import pytest
 
 from lineage.records import list_runs
@@ -133,3 +134,28 @@ def test_a_missing_configuration_and_a_wrong_command_line(run_cli, tmp_path):
     code, _, err = run_cli("refresh", "--no-such-option")
     assert code == 2
     assert "no-such-option" in err
+
+
+def test_a_broken_must_stops_the_stage_and_names_the_rows(
+    run_cli, small_config, tmp_path, monkeypatch
+):
+    from stages import scoring
+
+    judge = scoring.judge_by_rules
+    planted: list[str] = []
+
+    def broken(candidates, prompts, scorer):
+        judgments = judge(candidates, prompts, scorer)
+        planted.append(judgments["judgment_id"][3])
+        first = pl.col("judgment_id") == planted[0]
+        return judgments.with_columns(
+            score=pl.when(first).then(float("inf")).otherwise(pl.col("score"))
+        )
+
+    monkeypatch.setattr(scoring, "judge_by_rules", broken)
+    err = refused(run_cli, "refresh", "-c", small_config(), "-w", tmp_path)
+    assert planted[0] in err
+    assert "score" in err
+    stages = [path.stem for path in tmp_path.glob("runs/*/stages/*.json")]
+    assert sorted(stages) == ["generate", "prompts"]
+    monkeypatch.undo()
