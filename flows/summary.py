@@ -71,12 +71,32 @@ def describe(summary: dict[str, Any]) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = []
-    for run in summary["runs"]:
-        parts += [Text(f"\n{run['run_id']}", style="bold"), *_verdict(run), _funnel(run)]
-    last = summary["runs"][-1]
+    *earlier, last = summary["runs"]
+    parts: list[Any] = [_rounds([*earlier, last])] if earlier else []
+    parts += [Text(f"\n{last['run_id']}", style="bold"), *_verdict(last), _funnel(last)]
     parts += [*_examples(last), *_places(summary, last)]
     return Group(*parts)
+
+
+def _rounds(runs: list[dict[str, Any]]) -> Table:
+    """Return the course of a series: success over all strata, round by round."""
+    from rich.table import Table
+
+    table = Table(title="Rounds: held-out success, before and after", title_justify="left")
+    for name in ("run", "pairs", "sampled", "greedy", "gate"):
+        table.add_column(name)
+    for run in runs:
+        course = {
+            row["decoding"]: f"{row['before']:.3f} -> {row['after']:.3f} ({row['difference']:+.3f})"
+            for row in run["evaluations"]
+            if row["metric"] == "success" and row["stratum"] == "all"
+        }
+        word = "promoted" if run["round"]["promoted"] else "held"
+        pairs = f"{run['round']['pairs']:,}"
+        table.add_row(
+            run["run_id"], pairs, course.get("sampled", ""), course.get("greedy", ""), word
+        )
+    return table
 
 
 def _verdict(run: dict[str, Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from lineage.database import publish
 from lineage.records import RunRecord, read_run, write_run
 from lineage.workspace import commit_bytes
 from stages.content_ids import content_hash
+from stages.errors import PrefmillError
 from stages.prompt_sampling import source_fingerprint
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from flows.configuration import PipelineConfig
     from flows.models import Policy
     from lineage.workspace import Workspace
+
+MAX_ERROR = 2000
+"""Characters of an error kept in the record."""
 
 
 @contextlib.contextmanager
@@ -54,15 +58,20 @@ def tracked_run(
     write_run(workspace, record)
     text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
     commit_bytes(workspace.runs / run_id / "config.yaml", text.encode())
-    outcome: dict[str, Any] = {"status": "completed"}
     try:
         yield RunContext(workspace, run_id)
     except BaseException as error:
-        outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
+        with contextlib.suppress(PrefmillError, OSError):  # the first error is the one to tell
+            text = f"{type(error).__name__}: {error}"[:MAX_ERROR]
+            _close(workspace, record, status="failed", error=text)
         raise
-    finally:
-        write_run(workspace, dataclasses.replace(record, ended_at=utc_now(), **outcome))
-        publish(workspace)
+    _close(workspace, record, status="completed")
+
+
+def _close(workspace: Workspace, record: RunRecord, **outcome: Any) -> None:
+    """Write how the run ended and publish the lineage."""
+    write_run(workspace, dataclasses.replace(record, ended_at=utc_now(), **outcome))
+    publish(workspace)
 
 
 def make_run_id(flow: str, config: PipelineConfig, policy: Policy, round_index: int) -> str:
