@@ -13,6 +13,8 @@ from stages.errors import MissingFileError, ModelError
 if TYPE_CHECKING:
     from stages.transformers_engine import TransformersEngine
 
+BUNDLED = "bundled"
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -38,10 +40,12 @@ def find_policy(model: str) -> Policy:
         MissingFileError: no such folder, and the hub has no such model or cannot be reached.
         ModelError: the folder holds no model.
     """
-    folder = BUNDLED_MODEL if model == "bundled" else Path(model)
-    if not folder.is_dir():
-        folder = _downloaded(model)
-    return policy_in(folder, model if "/" not in model else folder.name)
+    if model == BUNDLED:
+        return policy_in(BUNDLED_MODEL, BUNDLED)
+    folder = Path(model)
+    if folder.is_dir():
+        return policy_in(folder, folder.resolve().name)
+    return policy_in(_downloaded(model), model)
 
 
 def policy_in(folder: Path, name: str) -> Policy:
