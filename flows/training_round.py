@@ -88,7 +88,7 @@ def train_policy(
             reference.folder,
             config.training,
             output,
-            workspace.root / "checkpoints" / round_id,
+            workspace.checkpoints,
             writer.advance,
             frozenset(prompt_keys(heldout["messages"])),
         )

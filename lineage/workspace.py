@@ -7,7 +7,8 @@ WORKSPACE/
   store/TABLE/stage_key=KEY/part-00000.parquet       rows
   store/stages/KEY.json                              a finished stage output: parts, inputs, run
   exports/STAGE_KEY/train.jsonl ...
-  models/WEIGHTS_HASH/
+  models/ROUND_ID/
+  checkpoints/                                       of trainings under way
   prefect/                                           Prefect's own state
 ```
 """
@@ -58,8 +59,13 @@ class Workspace:
 
     @property
     def models(self) -> Path:
-        """Trained models, named by weights hash."""
+        """Trained models, named by round."""
         return self.root / "models"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What trainings under way can resume from."""
+        return self.root / "checkpoints"
 
     @property
     def exports(self) -> Path:

@@ -64,11 +64,19 @@ def weights_hash(folder: Path) -> str:
     return content_hash({path.name: file_sha256(path) for path in [config, *weights]})
 
 
+MODEL_SUFFIXES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
+
+RECORDS_OF_MAKING = {"manifest.json", "training.json"}
+
+
 def folder_hash(folder: Path) -> str:
     """Return 20 hex digits over every model file in ``folder``: weights, tokenizer, template.
 
-    Records of how the model was made (``manifest.json``, ``training.json``) don't count.
+    Records of how the model was made (`manifest.json`, `training.json`, metrics) don't count.
     """
-    records = {"manifest.json", "training.json", "README.md"}
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in records)
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in MODEL_SUFFIXES and path.name not in RECORDS_OF_MAKING
+    )
     return content_hash({path.name: file_sha256(path) for path in files})

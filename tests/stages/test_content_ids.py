@@ -129,7 +129,7 @@ def test_weights_hash_ignores_where_the_folder_lies_and_what_is_no_weight(model,
 
 def test_folder_hash_counts_the_tokenizer_but_no_records(model):
     before = folder_hash(model)
-    for record in ("manifest.json", "training.json", "README.md"):
+    for record in ("manifest.json", "training.json", "README.md", "training_metrics.parquet"):
         (model / record).write_text("made on a Tuesday")
     assert folder_hash(model) == before
     (model / "tokenizer.json").write_bytes(b"other")
