@@ -10,7 +10,7 @@ import pydantic
 
 from stages.configuration import Config
 from stages.content_ids import content_hash, content_ids
-from stages.errors import DataError
+from stages.errors import ConfigError, DataError
 from stages.tables import CANDIDATES
 
 if TYPE_CHECKING:
@@ -89,8 +89,15 @@ def plan_parts(
     prompts and the configuration alone, so a resumed run plans the same parts.
 
     Raises:
+        ConfigError: the longest completion alone fills the model's context.
         DataError: a prompt and its completion do not fit into the model's context.
     """
+    if config.max_completion_tokens >= engine.context_tokens:
+        raise ConfigError(
+            f"max_completion_tokens {config.max_completion_tokens} leaves no room for a prompt",
+            expected=f"less than the model's context of {engine.context_tokens} tokens",
+            where=f"generation.max_completion_tokens, model {engine.model_name}",
+        )
     counts = engine.count_prompt_tokens(prompts["messages"].to_list())
     counted = prompts.with_columns(pl.Series("prompt_tokens", counts, dtype=pl.Int64))
     limit = engine.context_tokens - config.max_completion_tokens

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.content_ids import content_hash
-from stages.errors import DataError
+from stages.errors import ConfigError, DataError
 from stages.generation import (
     GenerationConfig,
     Request,
@@ -153,6 +153,12 @@ def test_a_prompt_fits_exactly_or_is_refused_before_anything_is_generated():
     assert "at most 12 tokens (context 20 less max_completion_tokens 8)" in message
     assert "prompt_1" in message
     assert engine.asked == []
+
+
+def test_a_completion_limit_that_fills_the_context_is_a_mistake_in_the_configuration():
+    config = GenerationConfig(max_completion_tokens=20)
+    with pytest.raises(ConfigError, match=r"20 leaves no room for a prompt.*context of 20 tokens"):
+        plan_parts(asked_for([3]), WordEngine(), config)
 
 
 @pytest.mark.parametrize("drop", ["a prompt", "a sample", "everything", "extra sample"])
