@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from flows.progress import say
 from flows.stage_runner import RunContext, StageSpec, StageWriter, finished_output, run_stage
 from lineage.workspace import Dataset, commit_bytes
 from stages import export, filtering, generation, pairing, prompt_sampling, scoring
@@ -99,8 +101,10 @@ def generate_candidates(
     spec = generation_spec(config, policy, prompts)
 
     def make(writer: StageWriter) -> None:
+        of_prompts = writer.read(prompts)
+        require_ground_truths(config, of_prompts)
         engine = policy.engine()
-        parts = generation.plan_parts(writer.read(prompts), engine, config.generation)
+        parts = generation.plan_parts(of_prompts, engine, config.generation)
         sizes = [p.height * generation.samples_for(p, config.generation) for p in parts]
         writer.advance(0, sum(sizes))
         for index, part in enumerate(parts):
@@ -122,6 +126,8 @@ def score_candidates(
 
     def make(writer: StageWriter) -> None:
         of_prompts = writer.read(prompts)
+        require_ground_truths(config, of_prompts)
+        require_known_votes(writer, config, candidates)
         for index, part in enumerate(candidates.parts):
             answers = writer.read(Dataset(candidates.table, candidates.stage_key, (part,)))
             score_part(writer, config, of_prompts, answers, index)
@@ -130,9 +136,31 @@ def score_candidates(
     return run_stage(context, "score", spec, make).output("scores")
 
 
+def require_ground_truths(config: PipelineConfig, prompts: pl.DataFrame) -> None:
+    """Stop before the first completion is paid for if a prompt's ground truth can't be used."""
+    for scorer in config.scoring.scorers:
+        if isinstance(scorer, scoring.RulesScorer):
+            scoring.read_checks(prompts, scorer)
+
+
+def require_known_votes(writer: StageWriter, config: PipelineConfig, candidates: Dataset) -> None:
+    """Stop, or say so, if votes are on candidates that aren't there."""
+    for scorer in config.scoring.scorers:
+        if isinstance(scorer, scoring.VotesScorer):
+            ids = writer.read(candidates, ["candidate_id"])["candidate_id"]
+            votes = _votes(scorer, scoring.votes_fingerprint(scorer))
+            if warning := scoring.unknown_votes(votes, ids, scorer):
+                say(warning)
+
+
 def scoring_settings(config: PipelineConfig) -> dict[str, Any]:
     """Return what decides the judgments, besides the candidates."""
-    return {**config.scoring.model_dump(mode="json"), "rules": scoring.RULES_VERSION}
+    settings = config.scoring.model_dump(mode="json")
+    votes = [s for s in config.scoring.scorers if isinstance(s, scoring.VotesScorer)]
+    if votes:
+        hashes = {scorer.name: scoring.votes_fingerprint(scorer) for scorer in votes}
+        settings |= {"votes": hashes, "votes_version": scoring.VOTES_VERSION}
+    return {**settings, "rules": scoring.RULES_VERSION}
 
 
 def score_part(
@@ -147,10 +175,28 @@ def score_part(
 
     judgments = writer.existing("judgments", index)
     if judgments is None:
-        verdicts = [scoring.judge_by_rules(candidates, prompts, s) for s in config.scoring.scorers]
+        verdicts = [judge(candidates, prompts, s) for s in config.scoring.scorers]
         judgments = writer.write("judgments", pl.concat(verdicts), index)
     if writer.existing("scores", index) is None:
         writer.write("scores", scoring.aggregate(judgments, candidates), index)
+
+
+def judge(
+    candidates: pl.DataFrame,
+    prompts: pl.DataFrame,
+    scorer: scoring.RulesScorer | scoring.VotesScorer,
+) -> pl.DataFrame:
+    """Return one scorer's judgments."""
+    if isinstance(scorer, scoring.RulesScorer):
+        return scoring.judge_by_rules(candidates, prompts, scorer)
+    votes = _votes(scorer, scoring.votes_fingerprint(scorer))
+    return scoring.judge_by_votes(candidates, votes, scorer)
+
+
+@functools.lru_cache(maxsize=4)
+def _votes(scorer: scoring.VotesScorer, _fingerprint: str) -> pl.DataFrame:
+    """Return the votes of a file with this content, read once for all parts."""
+    return scoring.read_votes(scorer)
 
 
 @stage_task(name="pair")

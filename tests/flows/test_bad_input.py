@@ -159,3 +159,20 @@ def test_a_broken_must_stops_the_stage_and_names_the_rows(
     stages = [path.stem for path in tmp_path.glob("runs/*/stages/*.json")]
     assert sorted(stages) == ["generate", "prompts"]
     monkeypatch.undo()
+
+
+def test_a_ground_truth_that_cannot_be_used_stops_before_generation(
+    run_cli, small_config, tmp_path
+):
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": "1 + 1?", "verifier": "numeric", "truth": {"answer": 2}},
+        {"prompt": "2 + 2?", "verifier": "numeric", "truth": {"answr": 4}},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    columns = {"verifier_column": "verifier", "ground_truth_column": "truth"}
+    config = small_config(prompts=prompts_from(path, heldout_share=0.0, **columns))
+    err = refused(run_cli, "refresh", "-c", config, "-w", tmp_path)
+    assert "answr" in err
+    assert "nearest known: answer" in err
+    assert not list((tmp_path / "store" / "candidates").rglob("*.parquet"))

@@ -5,8 +5,20 @@ import json
 import polars as pl
 import pytest
 
-from stages.errors import ConfigError, DataError
-from stages.scoring import RULES_VERSION, RulesScorer, ScoringConfig, aggregate, judge_by_rules
+from stages.errors import ConfigError, DataError, MissingFileError
+from stages.scoring import (
+    RULES_VERSION,
+    RulesScorer,
+    ScoringConfig,
+    VotesScorer,
+    aggregate,
+    judge_by_rules,
+    judge_by_votes,
+    read_checks,
+    read_votes,
+    unknown_votes,
+    votes_fingerprint,
+)
 from stages.tables import JUDGMENTS, SCORES
 from tests.stages.rows import candidates, prompts, shuffled, table_of
 
@@ -144,3 +156,150 @@ def test_scores_of_a_part_are_of_its_candidates_only():
 def test_two_scorers_need_two_names():
     with pytest.raises(ConfigError, match="two scorers have the same name: rules, rules"):
         ScoringConfig.checked({"scorers": [{"kind": "rules"}, {"kind": "rules"}]})
+
+
+# --- the other verifiers
+
+CODE = prompts(
+    {"prompt_id": "p8", "verifier": "numeric", "ground_truth": '{"answer": 7}'},
+    {"prompt_id": "p9", "verifier": "python_tests", "ground_truth": '{"tests": ["assert f()"]}'},
+)
+CODERS = candidates(
+    {"prompt_id": "p8", "candidate_id": "seven", "completion": "It is 7."},
+    {"prompt_id": "p8", "candidate_id": "time", "completion": "It is 7:00"},
+    {"prompt_id": "p9", "candidate_id": "code", "completion": "def f(): return True"},
+)
+
+
+def test_code_runs_only_when_the_scorer_allows_it():
+    with pytest.raises(DataError, match=r"verifier 'python_tests' runs code .* not allowed") as no:
+        judged(CODERS, CODE)
+    assert "p9" in no.value.where
+    assert "allow_code_execution: true" in no.value.expected
+    judgments = judge_by_rules(CODERS, CODE, RulesScorer(allow_code_execution=True))
+    assert dict(judgments.select("candidate_id", "score").iter_rows()) == {
+        "seven": 1.0,
+        "time": None,
+        "code": 1.0,
+    }
+
+
+def test_every_ground_truth_is_read_before_any_answer_is_judged(monkeypatch):
+    bad = prompts({"prompt_id": "p7", "verifier": "numeric", "ground_truth": '{"anwser": 7}'})
+    asked = pl.concat([CODE.head(1), bad])
+    with pytest.raises(DataError, match="unknown key 'anwser'; nearest known: answer") as caught:
+        read_checks(asked, RulesScorer())
+    assert "p7" in caught.value.where
+    # Prompts of other parts are theirs to check.
+    assert judged(CODERS.head(1), asked)["score"].to_list() == [1.0]
+
+
+def test_a_verifier_that_fails_gives_no_verdict_and_stops_nothing(monkeypatch):
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr("stages.verifiers.Numeric.check", fail)
+    row = judged(CODERS.head(1), CODE).row(0, named=True)
+    assert (row["score"], row["raw"]) == (None, "the verifier failed: RuntimeError")
+
+
+# --- votes
+
+VOTES = """candidate_id,score,voter,comment
+right,5,ann,"good, short"
+right,4,bob,
+right,4,bob,
+close,nan,ann,
+close,,bob,no idea
+close,2.5,,
+"""
+
+
+def voted(tmp_path, text=VOTES, name="votes.csv", **options):
+    path = tmp_path / name
+    path.write_text(text)
+    return VotesScorer(name="people", path=path, **options)
+
+
+def test_every_vote_is_a_judgment_and_no_number_is_missing(tmp_path):
+    scorer = voted(tmp_path)
+    judgments = judge_by_votes(CANDIDATES, read_votes(scorer), scorer)
+    JUDGMENTS.to_arrow(judgments)
+    assert judgments["judgment_id"].n_unique() == 6
+    assert judgments.select("candidate_id", "score", "raw").rows() == [
+        ("right", 5.0, '{"comment":"good, short","score":"5","voter":"ann"}'),
+        ("right", 4.0, '{"score":"4","voter":"bob"}'),
+        ("right", 4.0, '{"repeat":1,"score":"4","voter":"bob"}'),
+        ("close", None, '{"score":"nan","voter":"ann"}'),
+        ("close", None, '{"comment":"no idea","voter":"bob"}'),
+        ("close", 2.5, '{"score":"2.5"}'),
+    ]
+    # (5 + 4 + 4) / 3; 2.5 of one, two missing
+    scored = aggregate(judgments, CANDIDATES).select("candidate_id", "score", "missing_share")
+    assert scored.rows() == [("close", 2.5, 2 / 3), ("right", pytest.approx(13 / 3), 0.0)]
+
+
+def test_votes_of_a_part_are_those_on_its_candidates(tmp_path):
+    scorer = voted(tmp_path)
+    votes = read_votes(scorer)
+    whole = judge_by_votes(CANDIDATES, votes, scorer)
+    parts = [judge_by_votes(CANDIDATES[i], votes, scorer) for i in range(CANDIDATES.height)]
+    assert pl.concat(parts).sort("judgment_id").equals(whole.sort("judgment_id"))
+
+
+def test_votes_come_from_jsonl_and_parquet_too(tmp_path):
+    rows = [{"candidate_id": "right", "score": 1}, {"candidate_id": "close", "score": True}]
+    scorer = voted(tmp_path, "\n".join(map(json.dumps, rows)), "votes.jsonl")
+    # True is no number.
+    assert judge_by_votes(CANDIDATES, read_votes(scorer), scorer)["score"].to_list() == [1.0, None]
+    path = tmp_path / "votes.parquet"
+    pl.DataFrame({"candidate_id": ["right"], "score": [0.5]}).write_parquet(path)
+    scorer = VotesScorer(name="people", path=path)
+    assert judge_by_votes(CANDIDATES, read_votes(scorer), scorer)["score"].to_list() == [0.5]
+
+
+def test_votes_on_unknown_candidates_are_counted_and_named(tmp_path):
+    text = VOTES + "gone,1,ann,\ngone,2,bob,\nlost,1,ann,\n"
+    scorer = voted(tmp_path, text)
+    known = CANDIDATES["candidate_id"]
+    assert unknown_votes(read_votes(voted(tmp_path)), known, scorer) == ""
+    scorer = voted(tmp_path, text)
+    with pytest.raises(DataError, match="3 of 9 votes are on 2 unknown candidates: gone, lost"):
+        unknown_votes(read_votes(scorer), known, scorer)
+    lenient = voted(tmp_path, text, unknown_candidates="warn")
+    assert "3 of 9 votes" in unknown_votes(read_votes(lenient), known, lenient)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("candidate_id,rating\nright,1\n", "unknown columns ['rating']"),
+        ("candidate_id,score\n,1\n", "an incomplete vote"),
+        ("candidate_id\nright\n", "an incomplete vote"),
+        ("candidate_id,other_candidate_id,winner\na,b,tie\n", "pairwise votes are not read yet"),
+    ],
+)
+def test_a_votes_file_with_other_columns_is_refused(tmp_path, text, said):
+    with pytest.raises(DataError) as caught:
+        read_votes(voted(tmp_path, text))
+    assert said in str(caught.value)
+    assert "votes.csv, row 1" in caught.value.where
+
+
+def test_a_missing_votes_file_names_the_scorer(tmp_path):
+    scorer = VotesScorer(name="people", path=tmp_path / "none.csv")
+    with pytest.raises(MissingFileError, match="scorer 'people'"):
+        read_votes(scorer)
+
+
+def test_the_fingerprint_follows_the_content(tmp_path):
+    before = votes_fingerprint(voted(tmp_path))
+    assert votes_fingerprint(voted(tmp_path, VOTES + "right,1,,\n")) != before
+    assert votes_fingerprint(voted(tmp_path)) == before
+
+
+def test_scorers_are_told_apart_by_their_kind():
+    config = ScoringConfig.checked(
+        {"scorers": [{"kind": "rules"}, {"kind": "votes", "name": "people", "path": "v.csv"}]}
+    )
+    assert [type(scorer) for scorer in config.scorers] == [RulesScorer, VotesScorer]
