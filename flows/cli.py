@@ -416,14 +416,11 @@ def _stored_config(
 def _summarise(
     root: Path, run_ids: list[str], as_json: bool, require_promotion: bool = False
 ) -> None:
-    """Write each run's report, print what the runs made, and exit with 4 if asked and held."""
+    """Print what the runs made, and exit with 4 if asked and held."""
     from flows.printing import stdout
-    from flows.report_data import report_run
     from flows.summary import describe, summarise
 
     workspace = _workspace(root)
-    for run_id in run_ids:
-        report_run(workspace, run_id)
     summary = summarise(workspace, run_ids)
     if as_json:
         click.echo(json.dumps(summary, indent=1, ensure_ascii=False, default=str))

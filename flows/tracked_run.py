@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flows.progress import say
 from flows.stage_runner import RunContext, utc_now
 from lineage.database import publish
 from lineage.records import RunRecord, read_run, write_run
@@ -69,9 +70,15 @@ def tracked_run(
 
 
 def _close(workspace: Workspace, record: RunRecord, **outcome: Any) -> None:
-    """Write how the run ended and publish the lineage."""
+    """Write how the run ended, publish the lineage and draw the report."""
     write_run(workspace, dataclasses.replace(record, ended_at=utc_now(), **outcome))
     publish(workspace)
+    from flows.report_data import report_run
+
+    try:
+        report_run(workspace, record.run_id)
+    except Exception as error:  # noqa: BLE001 - a picture that can't be drawn is no failed run
+        say(f"report.html could not be written: {type(error).__name__}: {error}")
 
 
 def make_run_id(flow: str, config: PipelineConfig, policy: Policy, round_index: int) -> str:

@@ -19,6 +19,7 @@ def refused(run_cli, *arguments):
     code, out, err = run_cli(*arguments)
     assert code == 3, (code, out, err)
     assert "Traceback" not in err
+    assert "could not be written" not in err
     return err
 
 
@@ -39,6 +40,8 @@ def test_a_broken_jsonl_line_is_named_with_line_and_column(run_cli, small_config
     (run,) = list_runs(Workspace(tmp_path))
     assert run.status == "failed"
     assert "line 2" in run.error
+    report = (tmp_path / "runs" / run.run_id / "report.html").read_text()
+    assert "line 2" in report, "the report of a failed run says why"
 
 
 def test_an_empty_dataset(run_cli, small_config, tmp_path):
