@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -352,7 +353,7 @@ def _prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     from flows.configuration import load_config
     from flows.models import find_policy
     from flows.progress import say
-    from flows.settings import configure_prefect
+    from flows.settings import configure_prefect, stop_orphaned_servers
     from stages.prompt_sampling import source_fingerprint
 
     workspace = _workspace(root)
@@ -363,6 +364,7 @@ def _prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     workspace.require_writable()
     configure_prefect(workspace)
     if "PREFECT_API_URL" not in os.environ:
+        stop_orphaned_servers(workspace)
         say("starting Prefect's embedded server (10 to 30 s) ...")
 
 
@@ -433,23 +435,43 @@ def _summarise(
 
 def main() -> None:
     """Run the command; print errors that a user can act on as one sentence, without a trace."""
+    interrupted: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    # A terminated run stops like an interrupted one: its record written, its server stopped.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("\ninterrupted: nothing finished is lost; the same command continues", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
+    except BaseException as error:
         from stages.errors import PrefmillError
 
+        if interrupted or _is_interruption(error):
+            _exit_interrupted()
         if not isinstance(error, PrefmillError):
             raise
         click.echo(f"prefmill: {error}", err=True)
         sys.exit(EXIT_ERROR)
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Return whether a library turned Ctrl-C or a termination into an error of its own."""
+    by_prefect = type(error).__name__ == "TerminationSignal"
+    by_duckdb = isinstance(error, RuntimeError) and str(error) == "Query interrupted"
+    return by_prefect or by_duckdb or isinstance(error, click.Abort | KeyboardInterrupt)
+
+
+def _exit_interrupted() -> NoReturn:
+    click.echo("\ninterrupted: nothing finished is lost; the same command continues", err=True)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ PREFECT = {
     "PREFECT_CLI_PROMPT": "false",
 }
 
+EMBEDDED_SERVER = "prefect.server.api.server:create_app"
+"""What stands in the command line of Prefect's embedded server."""
+
 
 def configure_libraries() -> None:
     """Set what the user's environment leaves unset: no telemetry, no progress bars of others."""
@@ -61,3 +64,21 @@ def configure_prefect(workspace: Workspace) -> None:
     # Prefect does not derive these two from PREFECT_HOME.
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
     os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))
+
+
+def stop_orphaned_servers(workspace: Workspace) -> int:
+    """Stop embedded servers of this workspace whose run was killed; return how many there were.
+
+    A run that ends, fails or is interrupted stops its own server. One killed with SIGKILL cannot,
+    and Prefect's server does not notice that its parent is gone.
+    """
+    import psutil
+
+    home, stopped = str(workspace.prefect_home.resolve()), 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            orphaned = process.ppid() == 1 and EMBEDDED_SERVER in process.cmdline()
+            if orphaned and process.environ().get("PREFECT_HOME") == home:
+                process.terminate()
+                stopped += 1
+    return stopped
