@@ -75,8 +75,7 @@ def sample_prompts(context: RunContext, config: PipelineConfig) -> Dataset:
 def generation_spec(config: PipelineConfig, policy: Policy, prompts: Dataset) -> StageSpec:
     """Return what decides the candidates."""
     settings = config.generation.model_dump(mode="json")
-    model = {"name": policy.name, "fingerprint": policy.fingerprint}
-    settings = {**settings, "model": model}
+    settings = {**settings, "model": policy.identity}
     return StageSpec("generate", generation.VERSION, settings, (prompts,), ("candidates",))
 
 

@@ -26,6 +26,11 @@ class Policy:
     fingerprint: str
     """Hash of weights, tokenizer and chat template."""
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What of the policy decides its completions' rows: part of a stage's settings."""
+        return {"name": self.name, "fingerprint": self.fingerprint}
+
     def engine(self) -> TransformersEngine:
         """Return the model loaded for generation."""
         from stages.transformers_engine import TransformersEngine

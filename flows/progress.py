@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False)
 """Progress goes to standard error; standard output holds results only."""
 
-Advance = "Callable[[int, int], None]"
-
 
 @contextlib.contextmanager
 def stage_progress(label: str) -> Iterator[Callable[[int, int], None]]:

@@ -152,7 +152,7 @@ def answer_heldout(
         generating = generating.model_copy(update=GREEDY)
     settings = {
         **generating.model_dump(mode="json"),
-        "model": {"name": policy.name, "fingerprint": policy.fingerprint},
+        "model": policy.identity,
         "scoring": scoring_settings(config),
     }
     outputs = ("candidates", "judgments", "scores")

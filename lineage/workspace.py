@@ -211,15 +211,6 @@ def existing_part(workspace: Workspace, schema: Table, stage_key: str, index: in
     return Part(workspace.relative(path), pq.read_metadata(path).num_rows, file_sha256(path))
 
 
-def part_metadata(path: Path) -> dict[str, str]:
-    """Return the ``prefmill.*`` entries of a part-file's metadata, without the prefix."""
-    entries = pq.read_schema(path).metadata or {}
-    prefix = b"prefmill."
-    return {
-        k[len(prefix) :].decode(): v.decode() for k, v in entries.items() if k.startswith(prefix)
-    }
-
-
 @dataclass(frozen=True)
 class StageRecord:
     """A finished stage output. Its file's existence is the proof that it is finished."""
