@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from flows import scorers
 from flows.answering import answer_prompts
+from flows.exporting import export_pairs
 from flows.generators import ReadyGenerator, ready_generators
 from flows.preflight import require_usable
+from flows.shards import for_shards, groups
 from flows.spending import budget_of
 from flows.stage_runner import RunContext, StageSpec, StageWriter, finished_output, run_stage
-from lineage.workspace import Dataset, commit_bytes
+from flows.stage_task import stage_task
 from stages import (
-    export,
     filtering,
     generation,
     pairing,
@@ -25,7 +23,6 @@ from stages import (
     scoring,
 )
 from stages.errors import DataError
-from stages.tables import SPLITS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,13 +30,9 @@ if TYPE_CHECKING:
     from flows.configuration import PipelineConfig
     from flows.models import Policy
     from flows.scorers import JudgePart
+    from flows.shards import Shard
+    from lineage.workspace import Dataset
     from stages.scoring import Scorer
-
-CANDIDATES_JUDGED_TOGETHER = 4096
-"""Rows of one part of judgments: all questions about them are asked at once."""
-
-# The stage output is the cache (stage_runner): Prefect gives schedule, retries and visibility.
-stage_task = task(cache_policy=NO_CACHE, persist_result=False)
 
 
 @dataclass(frozen=True)
@@ -168,14 +161,13 @@ def judge_in_parts(
     first: int = 0,
 ) -> int:
     """Write one scorer's judgments from part ``first`` on; return the part after its last."""
-    workspace = writer.workspace
-    groups = candidates.grouped(workspace, CANDIDATES_JUDGED_TOGETHER, "prompt_id")
-    for done, group in enumerate(groups, start=1):
+    judged = groups(writer.workspace, candidates)
+    for done, group in enumerate(judged, start=1):
         index = first + done - 1
         if writer.existing("judgments", index) is None:
             writer.write("judgments", judge(group.collect(), prompts), index)
-        writer.advance(done, len(groups))
-    return first + len(groups)
+        writer.advance(done, len(judged))
+    return first + len(judged)
 
 
 @stage_task(name="score")
@@ -190,12 +182,16 @@ def score_candidates(
     inputs = (candidates, *judgments.values())
     spec = StageSpec("score", scoring.VERSION, settings, inputs, ("scores",))
 
-    def make(writer: StageWriter) -> None:
+    def make_shard(writer: StageWriter, shard: Shard) -> None:
         import polars as pl
 
-        facts = writer.read(candidates, ["candidate_id", "prompt_id"])
-        verdicts = pl.concat(writer.read(dataset) for dataset in judgments.values())
-        writer.write("scores", scoring.scores(verdicts, facts, config.scoring))
+        facts = shard.read(["candidate_id", "prompt_id"])
+        verdicts = [writer.read(shard.judgments(of_scorer)) for of_scorer in judgments.values()]
+        rows = scoring.scores(pl.concat(verdicts), facts, config.scoring)
+        writer.write("scores", rows, shard.index)
+
+    def make(writer: StageWriter) -> None:
+        for_shards(writer, candidates, make_shard)
 
     return run_stage(context, "score", spec, make).output("scores")
 
@@ -240,9 +236,13 @@ def pair_candidates(
 
     facts = ["candidate_id", "weights_hash", "completion_tokens"]
 
+    def make_shard(writer: StageWriter, shard: Shard) -> None:
+        judged = writer.read(scores.part(shard.index))
+        proposed = pairing.pair(shard.read(facts), judged, config.pairing)
+        writer.write("pairs", proposed, shard.index)
+
     def make(writer: StageWriter) -> None:
-        of_candidates, judged = writer.read(candidates, facts), writer.read(scores)
-        writer.write("pairs", pairing.pair(of_candidates, judged, config.pairing))
+        for_shards(writer, candidates, make_shard)
 
     pairs = run_stage(context, "pair", spec, make).output("pairs")
     if not pairs.rows:
@@ -260,64 +260,33 @@ def filter_pairs(
     facts: tuple[Dataset, Dataset],
 ) -> Dataset:
     """Rule on every pair by every filter; ``facts`` are the prompts and the scores."""
-    settings, (prompts, scores) = config.filters.deciding(), facts
+    asked, (prompts, scores) = config.filters, facts
     spec = StageSpec(
-        "filter", filtering.VERSION, settings, (pairs, candidates, *facts), ("decisions",)
+        "filter", filtering.VERSION, asked.deciding(), (pairs, candidates, *facts), ("decisions",)
     )
-
-    def make(writer: StageWriter) -> None:
-        texts = writer.read(candidates, ["candidate_id", "completion", "finish_reason"])
-        asked = config.filters
-        filtered = filtering.filter_pairs(
-            writer.read(pairs),
-            texts,
-            asked,
-            writer.read(prompts, ["prompt_id", "source", "split"]) if asked.needs_prompts else None,
-            writer.read(scores) if asked.needs_scores else None,
-        )
-        writer.write("decisions", filtered.decisions)
-
-    decisions = run_stage(context, "filter", spec, make).output("decisions")
-    filtering.require_kept(pairs.read(context.workspace), decisions.read(context.workspace))
-    return decisions
-
-
-@stage_task(name="export")
-def export_pairs(
-    context: RunContext,
-    config: PipelineConfig,
-    prompts: Dataset,
-    candidates: Dataset,
-    pairs: Dataset,
-    decisions: Dataset,
-) -> Dataset:
-    """Write the kept pairs as files for trainers, train and held-out apart."""
-    inputs, outputs = (prompts, candidates, pairs, decisions), ("exports", "export_rows")
-    settings = config.export.deciding()
-    spec = StageSpec("export", export.VERSION, settings, inputs, outputs)
-
-    folder = context.workspace.exports / spec.key
-    files = [
-        (split, name, folder / file_name)
-        for split, name, file_name in export.export_files(config.export.formats)
-    ]
 
     def make(writer: StageWriter) -> None:
         import polars as pl
 
-        kept = filtering.kept_pairs(writer.read(pairs), writer.read(decisions))
-        texts = writer.read(candidates, ["candidate_id", "completion"])
-        of_prompts, described = writer.read(prompts), []
-        rows = {s: export.preference_rows(kept, of_prompts, texts, s) for s in SPLITS}
-        for split, name, _ in files:
-            export.require_allowed(rows[split], name)
-        for split, name, path in files:
-            content = export.encode(rows[split], name)
-            commit_bytes(path, content)
-            where = writer.workspace.relative(path)
-            described.append(export.describe(rows[split], content, name, split, where))
-        writer.write("exports", pl.concat([exports for exports, _ in described]))
-        writer.write("export_rows", pl.concat([lines for _, lines in described]))
+        sources = ["prompt_id", "source", "split"]
+        of_prompts = writer.read(prompts, sources) if asked.needs_prompts else None
+        measured: list[pl.DataFrame] = []
 
-    paths = [path for _, _, path in files]
-    return run_stage(context, "export", spec, make, paths).output("exports")
+        def measure_shard(writer: StageWriter, shard: Shard) -> None:
+            of_pairs = writer.read(pairs.part(shard.index))
+            texts = shard.read(["candidate_id", "completion", "finish_reason"])
+            judged = writer.read(scores.part(shard.index)) if asked.needs_scores else None
+            measured.append(filtering.measure(of_pairs, texts, asked, of_prompts, judged))
+
+        for_shards(writer, candidates, measure_shard)
+        heights = [frame.height for frame in measured]
+        ruled = filtering.rule(pl.concat(measured), asked)
+        start = 0
+        for index, height in enumerate(heights):
+            of_shard = ruled.slice(start, height)
+            writer.write("decisions", filtering.decisions(of_shard, asked), index)
+            start += height
+
+    decisions = run_stage(context, "filter", spec, make).output("decisions")
+    filtering.require_kept(pairs.rows, decisions.scan(context.workspace))
+    return decisions

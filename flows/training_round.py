@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from flows import scorers
 from flows.answering import answer_prompts
-from flows.curation import Curated, judge_in_parts, stage_task
+from flows.curation import Curated, judge_in_parts
 from flows.generators import policy_generator
 from flows.models import Policy, policy_in
 from flows.spending import budget_of
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
+from flows.stage_task import stage_task
 from flows.vllm_server import stop_all
 from lineage.workspace import Dataset, Workspace, commit_json
 from stages import scoring

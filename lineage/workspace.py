@@ -30,7 +30,7 @@ from stages.errors import DataError, WorkspaceError
 from stages.tables import Table, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 COMPRESSION = "zstd"
@@ -128,27 +128,42 @@ class Dataset:
         """Rows over all parts."""
         return sum(part.rows for part in self.parts)
 
+    def part(self, index: int) -> Dataset:
+        """Return a reference to one part alone."""
+        return self.slice(index, index + 1)
+
+    def slice(self, first: int, end: int) -> Dataset:
+        """Return a reference to the parts from ``first`` to before ``end``."""
+        return Dataset(self.table, self.stage_key, self.parts[first:end])
+
     def grouped(self, workspace: Workspace, rows: int, key: str) -> list[pl.LazyFrame]:
         """Return the rows in groups of about ``rows``, all of one ``key`` value in one group.
 
-        Groups are of whole parts where no value stands in two of them, so that one at a time is
-        in memory.
+        A group is read when it is collected: one at a time is in memory.
         """
+        keys = [_scan(workspace, part).select(key).collect().to_series() for part in self.parts]
+        groups: list[pl.LazyFrame] = []
+        gathered: list[pl.LazyFrame] = []
+        height = 0
+        for together in _connected(keys):
+            frame = pl.concat([_scan(workspace, self.parts[index]) for index in together])
+            of_frame = pl.concat([keys[index] for index in together])
+            if len(of_frame) > rows:
+                groups += [*_joined(gathered), *_cut(frame, of_frame, rows)]
+                gathered, height = [], 0
+                continue
+            gathered.append(frame)
+            height += len(of_frame)
+            if height >= rows:
+                groups += _joined(gathered)
+                gathered, height = [], 0
+        return groups + _joined(gathered)
+
+    def scan(self, workspace: Workspace) -> pl.LazyFrame:
+        """Return all rows, to be read when collected."""
         if not self.parts:
-            return []
-        frames = [_scan(workspace, part) for part in self.parts]
-        values = [frame.select(pl.col(key).unique()).collect().to_series() for frame in frames]
-        if pl.concat(values).is_duplicated().any():
-            return _sliced(self.read(workspace), rows, key)
-        groups: list[list[pl.LazyFrame]] = [[]]
-        gathered = 0
-        for part, frame in zip(self.parts, frames, strict=True):
-            if gathered >= rows:
-                groups.append([])
-                gathered = 0
-            groups[-1].append(frame)
-            gathered += part.rows
-        return [pl.concat(group) for group in groups]
+            return table(self.table).empty().lazy()
+        return pl.concat([_scan(workspace, part) for part in self.parts])
 
     def read(self, workspace: Workspace, columns: list[str] | None = None) -> pl.DataFrame:
         """Return all rows, parts in order."""
@@ -171,11 +186,58 @@ def _scan(workspace: Workspace, part: Part) -> pl.LazyFrame:
     return pl.scan_parquet(workspace.root / part.path, hive_partitioning=False)
 
 
-def _sliced(frame: pl.DataFrame, rows: int, key: str) -> list[pl.LazyFrame]:
-    """Return slices of about ``rows`` rows, cut where the value of ``key`` changes."""
-    whole = frame.sort(key, maintain_order=True)
-    group = (pl.int_range(pl.len()).first().over(key) // rows).alias("group")
-    return [part.drop("group").lazy() for part in whole.with_columns(group).partition_by("group")]
+def _joined(frames: list[pl.LazyFrame]) -> list[pl.LazyFrame]:
+    return [pl.concat(frames)] if frames else []
+
+
+def _connected(keys: Sequence[pl.Series]) -> list[list[int]]:
+    """Return the positions in ``keys``, those that share a value (also by way of others) together.
+
+    Ordered by the first position of each.
+    """
+    values = [
+        series.unique().to_frame("value").with_columns(position=pl.lit(position))
+        for position, series in enumerate(keys)
+    ]
+    if not values:
+        return []
+    holders = pl.concat(values).group_by("value").agg(pl.col("position").sort())
+    shared = holders.filter(pl.col("position").list.len() > 1).select("position").unique()
+    first = list(range(len(keys)))
+
+    def root(position: int) -> int:
+        while first[position] != position:
+            position = first[position]
+        return position
+
+    for (positions,) in shared.iter_rows():
+        roots = sorted({root(position) for position in positions})
+        for other in roots:
+            first[other] = roots[0]
+    together: dict[int, list[int]] = {}
+    for position in range(len(keys)):
+        together.setdefault(root(position), []).append(position)
+    return list(together.values())
+
+
+def _cut(frame: pl.LazyFrame, keys: pl.Series, rows: int) -> list[pl.LazyFrame]:
+    """Return slices of ``frame``, of about ``rows`` rows, cut where ``keys`` changes.
+
+    Where a key's rows don't stand together, a slice is read by picking them from all of ``frame``.
+    """
+    ordered = keys.sort()
+    together = keys if keys.rle_id().n_unique() == keys.n_unique() else ordered
+    starts = (together != together.shift()).fill_null(value=True).arg_true()
+    wanted = pl.Series(range(0, int(starts[-1]) + 1, rows), dtype=starts.dtype)
+    cuts = starts.gather(starts.search_sorted(wanted)).unique().sort().to_list()
+    ends = [*cuts[1:], len(keys)]
+    if together is keys:
+        return [frame.slice(start, end - start) for start, end in zip(cuts, ends, strict=True)]
+    key = pl.col(keys.name)
+    return [
+        frame.filter(key.is_between(pl.lit(ordered[start]), pl.lit(ordered[end - 1])))
+        for start, end in zip(cuts, ends, strict=True)
+    ]
 
 
 def commit_bytes(path: Path, content: bytes) -> None:

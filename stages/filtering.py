@@ -27,6 +27,8 @@ ROUNDING = 1e-9
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Cap = Annotated[int, pydantic.Field(ge=1)]
+TEXT_COLUMNS = ("chosen_text", "rejected_text", "chosen_finish", "rejected_finish")
+
 LanguageCode = Annotated[str, pydantic.Field(pattern="^[a-z]{2,3}$")]
 
 
@@ -107,6 +109,8 @@ class _Ruling(NamedTuple):
     measure: Measure
     drops: Drops
     limit: float | None
+    of_texts: bool = False
+    """Measured with the texts at hand, a shard at a time; the others on all pairs at once."""
 
 
 def filter_pairs(
@@ -118,10 +122,25 @@ def filter_pairs(
 ) -> Filtered:
     """Return the pairs that every filter keeps, and one ruling per pair and filter.
 
-    Every filter rules on every pair, also on those another one drops: what a changed limit would
-    give can be read off the decisions. What a filter cannot measure on a pair (value null), it
-    keeps. ``prompts`` and ``scores`` are asked for by ``config.needs_prompts`` and
-    ``config.needs_scores``.
+    `measure`, `rule` and `decisions` in one call, for pairs that are all at hand.
+    """
+    ruled = rule(measure(pairs, candidates, config, prompts, scores), config)
+    decided = decisions(ruled, config)
+    return Filtered(kept_pairs(pairs, decided), decided)
+
+
+def measure(
+    pairs: pl.DataFrame,
+    candidates: pl.DataFrame,
+    config: FilteringConfig,
+    prompts: pl.DataFrame | None = None,
+    scores: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """Return one row of numbers per pair: its `pairs` columns, and what filters measure on texts.
+
+    Pairs can be measured in any number of calls, all pairs of a prompt in one; nothing here
+    depends on other prompts. ``prompts`` and ``scores`` are asked for by ``config.needs_prompts``
+    and ``config.needs_scores``.
 
     Raises:
         DataError: a pair's candidate is not in ``candidates``, or its prompt not in ``prompts``.
@@ -131,14 +150,43 @@ def filter_pairs(
         facts = _with_sources(facts, prompts)
     if config.needs_scores:
         facts = _with_success(facts, scores, config.success_score)
+    measured = [_measured(facts, ruling) for ruling in _rulings(config) if ruling.of_texts]
+    return facts.drop(TEXT_COLUMNS).with_columns(measured)
+
+
+def rule(facts: pl.DataFrame, config: FilteringConfig) -> pl.DataFrame:
+    """Return all pairs' ``facts`` with every filter's measure, whether it keeps, and `standing`.
+
+    Every filter rules on every pair, also on those another one drops: what a changed limit would
+    give can be read off. What a filter cannot measure on a pair (value null), it keeps.
+    """
     facts = facts.with_columns(standing=pl.lit(value=True))
-    decisions = [DECISIONS.empty()]
+    for ruling in _rulings(config):
+        value, kept = f"value:{ruling.filter}", f"kept:{ruling.filter}"
+        if not ruling.of_texts:
+            facts = facts.with_columns(_measured(facts, ruling))
+        keeps = ~ruling.drops(pl.col(value)).fill_null(value=False)
+        facts = facts.with_columns(keeps.alias(kept))
+        facts = facts.with_columns(standing=pl.col("standing") & pl.col(kept))
+    return facts
+
+
+def decisions(ruled: pl.DataFrame, config: FilteringConfig) -> pl.DataFrame:
+    """Return `decisions` rows, one per pair of ``ruled`` and filter, sorted by pair and place."""
+    of_filters = [DECISIONS.empty()]
     for position, ruling in enumerate(_rulings(config)):
-        decided = _decide(facts, ruling, position)
-        facts = facts.with_columns(standing=facts["standing"] & decided["kept"])
-        decisions.append(decided)
-    decided = pl.concat(decisions).sort("pair_id", "position")
-    return Filtered(kept_pairs(pairs, decided), decided)
+        kept = pl.col(f"kept:{ruling.filter}")
+        decided = ruled.select(
+            "pair_id",
+            filter=pl.lit(ruling.filter),
+            position=pl.lit(position, dtype=pl.Int64),
+            kept=kept,
+            reason=pl.when(~kept).then(pl.lit(ruling.reason)),
+            value=pl.col(f"value:{ruling.filter}"),
+            limit=pl.lit(ruling.limit, dtype=pl.Float64),
+        )
+        of_filters.append(decided)
+    return pl.concat(of_filters).sort("pair_id", "position")
 
 
 def kept_pairs(pairs: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:
@@ -148,21 +196,22 @@ def kept_pairs(pairs: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:
     return kept.select(PAIRS.column_names)
 
 
-def require_kept(pairs: pl.DataFrame, decisions: pl.DataFrame) -> None:
-    """Check that a pair is left.
+def require_kept(pairs: int, decisions: pl.LazyFrame) -> None:
+    """Check that one of so many pairs is left.
 
     Raises:
         DataError: none is; says how many pairs each filter dropped.
     """
-    if kept_pairs(pairs, decisions).height:
+    dropping = decisions.filter(~pl.col("kept"))
+    if dropping.select(pl.col("pair_id").n_unique()).collect().item() < pairs:
         return
-    drops = decisions.filter(~pl.col("kept")).group_by("filter", "limit").len()
+    drops = dropping.group_by("filter", "limit").len().collect()
     taken = [
         f"{name} dropped {count}" + ("" if limit is None else f" (limit {limit:g})")
         for name, limit, count in drops.sort(-pl.col("len").cast(pl.Int64), "filter").iter_rows()
     ]
     raise DataError(
-        f"nothing is left of {pairs.height} pairs: {', '.join(taken)}",
+        f"nothing is left of {pairs} pairs: {', '.join(taken)}",
         expected="at least one pair that every filter keeps",
         where="stage filter",
         remedy="loosen the filters named above, then run `prefmill curate` on the same run",
@@ -223,12 +272,16 @@ def _rulings(config: FilteringConfig) -> list[_Ruling]:
 
 
 def _flags(config: FilteringConfig) -> list[_Ruling]:
-    asked = {
-        _Ruling("identical", "chosen_equals_rejected", _identical, _is_one, None): config.identical,
-        _Ruling("empty", "completion_empty", _empty, _is_one, None): config.empty,
-        _Ruling("truncated", "completion_truncated", _truncated, _is_one, None): config.truncated,
-    }
-    return [ruling for ruling, on in asked.items() if on]
+    asked = [
+        (config.identical, "identical", "chosen_equals_rejected", _identical),
+        (config.empty, "empty", "completion_empty", _empty),
+        (config.truncated, "truncated", "completion_truncated", _truncated),
+    ]
+    return [
+        _Ruling(name, reason, measure, _is_one, None, of_texts=True)
+        for on, name, reason, measure in asked
+        if on
+    ]
 
 
 def _of_numbers(config: FilteringConfig) -> list[_Ruling]:
@@ -275,7 +328,8 @@ def _of_numbers(config: FilteringConfig) -> list[_Ruling]:
 
 def _of_texts(config: FilteringConfig) -> list[_Ruling]:
     languages = config.language or ()
-    refusal = _Ruling("refusal", f"refusal_in_{config.refusal}", _refusal(config), _is_one, None)
+    reason = f"refusal_in_{config.refusal}"
+    refusal = _Ruling("refusal", reason, _refusal(config), _is_one, None, of_texts=True)
     asked: list[_Limited] = [
         (
             _above,
@@ -299,7 +353,7 @@ def _of_texts(config: FilteringConfig) -> list[_Ruling]:
             lambda facts: text_filters.other_language(facts["chosen_text"], languages),
         ),
     ]
-    return [*([refusal] if config.refusal else []), *_limited(asked)]
+    return [*([refusal] if config.refusal else []), *_limited(asked, of_texts=True)]
 
 
 def _caps(config: FilteringConfig) -> list[_Ruling]:
@@ -319,10 +373,10 @@ def _caps(config: FilteringConfig) -> list[_Ruling]:
     )
 
 
-def _limited(asked: Sequence[_Limited]) -> list[_Ruling]:
+def _limited(asked: Sequence[_Limited], *, of_texts: bool = False) -> list[_Ruling]:
     """Return the rulings that have a limit."""
     return [
-        _Ruling(name, reason, measure, drops(limit), limit)
+        _Ruling(name, reason, measure, drops(limit), limit, of_texts)
         for drops, limit, name, reason, measure in asked
         if limit is not None
     ]
@@ -341,19 +395,8 @@ def _is_one(value: pl.Expr) -> pl.Expr:
     return value == 1
 
 
-def _decide(facts: pl.DataFrame, ruling: _Ruling, position: int) -> pl.DataFrame:
-    """Return one `decisions` row per pair by one filter, in the order of ``facts``."""
-    measured = facts.select("pair_id").with_columns(
-        ruling.measure(facts).cast(pl.Float64).alias("value")
-    )
-    decided = measured.with_columns(
-        filter=pl.lit(ruling.filter),
-        position=pl.lit(position, dtype=pl.Int64),
-        kept=~ruling.drops(pl.col("value")).fill_null(value=False),
-        limit=pl.lit(ruling.limit, dtype=pl.Float64),
-    )
-    reason = pl.when(~pl.col("kept")).then(pl.lit(ruling.reason)).alias("reason")
-    return decided.with_columns(reason).select(DECISIONS.column_names)
+def _measured(facts: pl.DataFrame, ruling: _Ruling) -> pl.Series:
+    return ruling.measure(facts).cast(pl.Float64).alias(f"value:{ruling.filter}")
 
 
 def _column(name: str) -> Measure:

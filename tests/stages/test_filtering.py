@@ -162,7 +162,7 @@ def test_with_every_filter_off_all_are_kept_without_a_ruling():
     kept, decisions = filter_pairs(of_pairs, of_candidates, OFF)
     assert kept.equals(of_pairs)
     assert DECISIONS.to_arrow(decisions).num_rows == 0
-    require_kept(of_pairs, decisions)
+    require_kept(of_pairs.height, decisions.lazy())
 
 
 defects = st.fixed_dictionaries(
@@ -220,7 +220,7 @@ def test_when_nothing_is_left_the_filters_are_named_with_counts():
     decisions = filter_pairs(of_pairs, of_candidates, FilteringConfig()).decisions
     for seed in range(5):
         with pytest.raises(DataError) as caught:
-            require_kept(of_pairs, shuffled(decisions, seed))
+            require_kept(of_pairs.height, shuffled(decisions, seed).lazy())
         # Most first, then by name
         assert caught.value.found == (
             "nothing is left of 4 pairs: margin dropped 3 (limit 0.1), empty dropped 1, "
@@ -231,7 +231,7 @@ def test_when_nothing_is_left_the_filters_are_named_with_counts():
 def test_one_kept_pair_is_enough():
     of_pairs, of_candidates = built({"margin": 0.05}, {})
     kept, decisions = filter_pairs(of_pairs, of_candidates, FilteringConfig())
-    require_kept(of_pairs, decisions)
+    require_kept(of_pairs.height, decisions.lazy())
     assert kept["pair_id"].to_list() == ["pair_1"]
 
 
