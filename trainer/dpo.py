@@ -20,7 +20,7 @@ import pydantic
 from stages.chat_template import template_fingerprint
 from stages.configuration import Config
 from stages.content_ids import canonical_json, content_hash, weights_hash
-from stages.errors import MissingFileError, ModelError
+from stages.errors import ConfigError, MissingFileError, ModelError
 from trainer.checkpoints import forget_run, last_complete, run_folder
 from trainer.data_checks import (
     ROW_COLUMNS,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give other weights: checkpoints and results then differ."""
 
 LossType = Literal[
@@ -60,6 +60,9 @@ LossType = Literal[
 SMOOTHED_LOSSES = ("robust", "exo_pair", "aot")
 """The losses that read label_smoothing; TRL ignores it in all others without a word."""
 
+REFERENCE_FOLDER = "reference-log-probs"
+"""Beside the folder of checkpoints."""
+
 METRICS_SCHEMA = {"step": pl.Int64, "metric": pl.String, "value": pl.Float64}
 
 QUIETED_LOGGERS = ("accelerate", "datasets", "transformers", "trl")
@@ -72,8 +75,10 @@ class DPOTrainingConfig(Config):
     """TRL's name. `ipo` and `robust` stand label noise better; `aot` sorts within a micro-batch."""
     beta: Annotated[float, pydantic.Field(gt=0)] = 0.1
     """Strength of the pull towards the reference; 0.05 to 0.5 is usual, `ipo` calls it tau."""
-    label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=0.5)] = 0.0
-    """Probability that a label is wrong; read by `robust`, `exo_pair` (1e-3, not 0) and `aot`."""
+    label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=0.5)] | Literal["estimated"] = 0.0
+    """Probability that a label is wrong; read by `robust`, `exo_pair` (1e-3, not 0) and `aot`.
+
+    `estimated`: the run's own estimate for the pairs trained on (docs/noise.md)."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-7
     """Peak learning rate of AdamW."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
@@ -104,6 +109,9 @@ class DPOTrainingConfig(Config):
     """Recompute activations to save memory; null is on with CUDA and off on a CPU."""
     checkpoint_every_steps: pydantic.PositiveInt = 50
     """Optimizer steps between checkpoints; the last two are kept until the training is done."""
+    fast_path: Literal["auto", "off"] = "auto"
+    """Compute a pair's prompt once and score completions only, where the model allows it; `off` is
+    TRL's own way. The same numbers up to rounding: docs/training.md."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
     """Of the data order."""
     threads: pydantic.PositiveInt | None = None
@@ -164,8 +172,10 @@ def train_dpo(  # noqa: PLR0913, PLR0917
         reference: the folder of the frozen reference; often the same.
         config: the training's settings.
         output: the new model's folder; must not exist, or hold this training's result.
-        checkpoints: a folder that outlives a kill; emptied of this training when it is done.
-        progress: called with the step and the number of steps.
+        checkpoints: a folder that outlives a kill; emptied of this training when it is done. Beside
+            it `reference-log-probs` keeps the reference's, for later trainings on the same pairs.
+        progress: called with the pairs whose reference is computed and their number, then with the
+            step and the number of steps.
         heldout_prompts: `data_checks.prompt_keys` of the prompts that must not be trained on.
 
     Raises:
@@ -175,6 +185,12 @@ def train_dpo(  # noqa: PLR0913, PLR0917
         ConfigError: the settings don't suit this machine.
         WorkspaceError: ``output`` holds something else.
     """
+    if config.label_smoothing == "estimated":
+        raise ConfigError(
+            "label_smoothing is still 'estimated'",
+            expected="a number: the estimate is the run's, and this is one training",
+            where="training.label_smoothing",
+        )
     require_columns(rows)
     rows = rows.select(ROW_COLUMNS).sort("pair_id", "chosen", "rejected")
     run = _identify(rows, policy, reference, config)
@@ -185,9 +201,9 @@ def train_dpo(  # noqa: PLR0913, PLR0917
     with _quiet(), _isolated_torch(config.threads):
         tokenizer = _prepare(run, heldout_prompts)
         with run_folder(checkpoints, run.fingerprint, run.identity) as folder:
-            trainer = _train(run, tokenizer, folder, progress)
+            trainer, path = _train(run, tokenizer, folder, progress)
             metrics = metrics_frame(trainer.state.log_history)
-            publish(output, trainer.model, tokenizer, metrics, _manifest(run, trainer))
+            publish(output, trainer.model, tokenizer, metrics, _manifest(run, trainer, path))
     result = published(output, run.fingerprint)
     assert result is not None, "the result has just been published"
     return result
@@ -207,24 +223,43 @@ def _prepare(run: _Run, heldout_prompts: frozenset[str]) -> Any:
 
 def _train(
     run: _Run, tokenizer: Any, folder: Path, progress: Callable[[int, int], None] | None
-) -> Any:
-    """Return TRL's trainer after the last step, its checkpoints in ``folder``."""
-    from trainer.trl_trainer import RunCallback, build_trainer, require_zero_margins
+) -> tuple[Any, str]:
+    """Return TRL's trainer after the last step, its checkpoints in ``folder``, and its path."""
+    from trainer.trl_trainer import (
+        RunCallback,
+        build_trainer,
+        cache_reference,
+        require_zero_margins,
+        share_prompts_in,
+    )
 
     models = (_load_model(run.policy), _load_model(run.reference))
     use_cache = models[0].config.use_cache
     callback = RunCallback(folder, progress)
     trainer = build_trainer(models, tokenizer, run.rows, run.config, callback)
+    del models
+    reason: str | None = "fast_path is off"
+    undo = _nothing
+    if run.config.fast_path == "auto":
+        reason, undo = share_prompts_in(trainer)
+    path = "shared prompts" if reason is None else f"TRL's own: {reason}"
+    identity = {"reference": run.reference_weights_hash, "path": path}
+    cache_reference(trainer, folder.parent.parent / REFERENCE_FOLDER, identity, progress)
     if run.base_weights_hash == run.reference_weights_hash:
         require_zero_margins(trainer)
     checkpoint = last_complete(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    undo()
     # The trainer turned the cache off; a saved model must generate as fast as the base.
     trainer.model.config.use_cache = use_cache
-    return trainer
+    return trainer, path
 
 
-def _manifest(run: _Run, trainer: Any) -> dict[str, Any]:
+def _nothing() -> None:
+    """Undo nothing."""
+
+
+def _manifest(run: _Run, trainer: Any, path: str) -> dict[str, Any]:
     """Return what the model's folder says about its making.
 
     Weights are saved as fp32, as trained, whatever the base was stored as: a step at a learning
@@ -244,6 +279,7 @@ def _manifest(run: _Run, trainer: Any) -> dict[str, Any]:
         "pair_ids_sha256": hashlib.sha256("\n".join(run.rows["pair_id"]).encode()).hexdigest(),
         "data_sha256": run.identity["data_sha256"],
         "steps": trainer.state.global_step,
+        "computation": path,
         "template_fingerprint": template_fingerprint(trainer.processing_class),
         "device": trainer.args.device.type,
         "autocast": "bf16" if trainer.args.bf16 else "none",

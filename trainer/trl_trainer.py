@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MAXIMUM_INITIAL_LOG_RATIO_NATS = 1e-4
 """How far log pi(y|x) of two models with equal weights may lie apart, summed over a completion."""
 
+SHARED_TOLERANCE, SHARED_TOLERANCE_BF16 = 1e-4, 2e-2
+"""How far log pi(y|x) with shared prompts may lie from TRL's, relative to it or to a nat."""
+
 
 class PrivateDPOTrainer(DPOTrainer):  # type: ignore[misc]
     """TRL's DPOTrainer without telemetry and without model cards in the checkpoint folder."""
@@ -189,6 +192,63 @@ def conversational_dataset(rows: pl.DataFrame) -> Any:
     return Dataset.from_polars(rows.select("prompt", turn("chosen"), turn("rejected")))
 
 
+def share_prompts_in(trainer: Any) -> tuple[str | None, Callable[[], None]]:
+    """Make policy and reference compute each prompt once (`trainer.shared_prompt`).
+
+    Returns why not (then nothing has changed), else None; and what makes the policy an ordinary
+    model again. The first batch is computed both ways before.
+    """
+    from trainer.shared_prompt import share_prompts, unsupported
+
+    batch = _first_batch(trainer)
+    models = (trainer.model, trainer.ref_model)
+    reason = next((reason for model in models if (reason := unsupported(model))), None)
+    if reason:
+        return reason, lambda: None
+    plain = torch.cat(_log_probs(trainer, trainer.model, batch))
+    undo = [share_prompts(model) for model in models]
+    shared = torch.cat(_log_probs(trainer, trainer.model, batch))
+    limit = SHARED_TOLERANCE_BF16 if trainer.args.bf16 else SHARED_TOLERANCE
+    worst = ((shared - plain).abs() / plain.abs().clamp_min(1)).max().item()
+    if worst <= limit:
+        return None, undo[0]
+    for back in undo:
+        back()
+    return f"its log-probabilities are {worst:.2g} off on the first batch", lambda: None
+
+
+def cache_reference(
+    trainer: Any,
+    folder: Path,
+    identity: dict[str, Any],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Give ``trainer`` the reference's log-probabilities, and let go of the reference model."""
+    from trainer.reference_cache import reference_key, reference_log_probs
+
+    key = reference_key(trainer, identity)
+    chosen, rejected = reference_log_probs(trainer, folder, key, progress)
+    columns = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    for name, values in columns.items():
+        trainer.train_dataset = trainer.train_dataset.add_column(name, values.tolist())
+    trainer.precompute_ref_logps = True
+    trainer.ref_model = None
+
+
+def _first_batch(trainer: Any) -> Any:
+    count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
+    examples = [trainer.train_dataset[index] for index in range(count)]
+    return trainer._prepare_inputs(trainer.data_collator(examples))  # noqa: SLF001
+
+
+def _log_probs(trainer: Any, model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed log-probabilities of chosen and rejected; draws no random numbers."""
+    model.eval()
+    with torch.no_grad():
+        chosen, rejected = trainer.compute_ref_log_probs(model, batch)
+    return chosen, rejected
+
+
 def require_zero_margins(trainer: Any) -> None:
     """Pass when policy and reference agree on a first batch, as models with equal weights must.
 
@@ -199,19 +259,12 @@ def require_zero_margins(trainer: Any) -> None:
     Raises:
         ModelError: with the largest reward and margin found.
     """
-    count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
-    examples = [trainer.train_dataset[index] for index in range(count)]
-    batch = trainer._prepare_inputs(trainer.data_collator(examples))  # noqa: SLF001
-    trainer.model.eval()
-    with torch.no_grad():
-        chosen, rejected = (
-            trainer.beta * (ours - theirs)
-            for ours, theirs in zip(
-                trainer.compute_ref_log_probs(trainer.model, batch),
-                trainer.compute_ref_log_probs(trainer.ref_model, batch),
-                strict=True,
-            )
-        )
+    batch = _first_batch(trainer)
+    reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+    chosen, rejected = (
+        trainer.beta * (ours - theirs)
+        for ours, theirs in zip(_log_probs(trainer, trainer.model, batch), reference, strict=True)
+    )
     reward = torch.stack([chosen, rejected]).abs().max().item()
     margin = (chosen - rejected).abs().max().item()
     limit = trainer.beta * MAXIMUM_INITIAL_LOG_RATIO_NATS
@@ -219,8 +272,8 @@ def require_zero_margins(trainer: Any) -> None:
     if not (reward <= limit and margin <= limit):
         raise ModelError(
             f"before the first step the largest implicit reward is {reward:.3g} and the largest "
-            f"margin {margin:.3g} over {count} pairs, though policy and reference have the same "
-            "weights hash",
+            f"margin {margin:.3g} over {len(chosen)} pairs, though policy and reference have the "
+            "same weights hash",
             expected=f"at most {limit:.3g} (beta x {MAXIMUM_INITIAL_LOG_RATIO_NATS:g} nats)",
             remedy="the trainer holds another reference than it was given: report this",
         )
