@@ -24,14 +24,15 @@ from lineage.workspace import (
     write_stage_record,
 )
 from stages.content_ids import content_hash
-from stages.errors import ValidationError
 from stages.tables import VALIDATIONS, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-STORE_VERSION = 2
+    from validators import Measured
+
+STORE_VERSION = 3
 """Raised when a table's schema changes: stored outputs are then made again."""
 
 STAGES = (
@@ -41,12 +42,16 @@ STAGES = (
     "score",
     "health",
     "pair",
+    "noise",
     "filter",
+    "drift",
+    "compare",
     "export",
     "train",
     "evaluate_after_sampled",
     "evaluate_after_greedy",
     "evaluate_before_greedy",
+    "kl",
     "gate",
 )
 """Every stage that a run can have, in order; `judge:NAME` stands where `judge` does."""
@@ -79,20 +84,16 @@ class StageSpec:
         return content_hash([self.kind, versions, self.settings, inputs, list(self.outputs)])
 
 
-VALIDATED_TOGETHER = 20_000
-"""Rows of small parts that are collected for one validation: each one has a fixed cost."""
-
-
 @dataclass
 class StageWriter:
-    """Writes a stage's parts. All are validated before the stage counts as finished."""
+    """Writes a stage's parts. Each is measured at once; all together are judged at the end."""
 
     context: RunContext
     spec: StageSpec
     advance: Callable[[int, int], None]
     parts: dict[str, dict[int, Part]] = field(default_factory=dict)
-    validations: list[pl.DataFrame] = field(default_factory=list)
-    unvalidated: dict[str, list[tuple[Part, pl.DataFrame]]] = field(default_factory=dict)
+    measured: dict[str, list[Measured]] = field(default_factory=dict)
+    """Of each table, how often its parts so far break each expectation."""
 
     @property
     def workspace(self) -> Workspace:
@@ -134,34 +135,24 @@ class StageWriter:
         return frame
 
     def _note(self, table_name: str, index: int, part: Part, frame: pl.DataFrame) -> None:
-        """Remember a part; validate the first at once, the others when enough have come."""
-        first = table_name not in self.parts
-        self.parts.setdefault(table_name, {})[index] = part
-        waiting = self.unvalidated.setdefault(table_name, [])
-        waiting.append((part, frame))
-        if first or sum(part.rows for part, _ in waiting) >= VALIDATED_TOGETHER:
-            self.validate(table_name)
-
-    def validate(self, table_name: str) -> None:
-        """Validate the parts of a table that are not validated yet.
+        """Remember a part and what breaks the table's expectations in it.
 
         Raises:
-            ValidationError: a `must` expectation is broken; the message names the rows, and the
-                parts are taken away: started again, the stage makes them anew.
+            ValidationError: it breaks a `must`; the message names the rows, and the part is taken
+                away: started again, the stage makes it anew.
         """
-        from validators import require_valid, validate_part
+        from validators import added, judge, measure_rows, require_valid
 
-        waiting = self.unvalidated.pop(table_name, [])
-        if not waiting or table_name == VALIDATIONS.name:
+        self.parts.setdefault(table_name, {})[index] = part
+        if table_name == VALIDATIONS.name:
             return
-        results = validate_part(table(table_name), pl.concat(frame for _, frame in waiting))
-        try:
-            require_valid([results], f"{self.spec.kind}, table {table_name}")
-        except ValidationError:
-            for part, _ in waiting:
-                (self.workspace.root / part.path).unlink()
-            raise
-        self.validations.append(results)
+        schema = table(table_name)
+        found = measure_rows(schema, frame)
+        if any(m.breaks_must for m in found):
+            (self.workspace.root / part.path).unlink()
+            require_valid([judge(schema, found)], f"{self.spec.kind}, table {table_name}")
+        earlier = self.measured.get(table_name)
+        self.measured[table_name] = added([earlier, found]) if earlier else found
 
     def journal(self, name: str) -> Journal:
         """Return the journal of requests that are paid for and in no part-file yet."""
@@ -229,10 +220,7 @@ def _make(writer: StageWriter, make: Callable[[StageWriter], None]) -> StageReco
         for leftover in writer.workspace.parts_folder(name, spec.key).glob(".*.tmp"):
             leftover.unlink()
     make(writer)
-    for name in spec.outputs:
-        writer.validate(name)
-    results = [*writer.validations, *_validate_tables(writer)]
-    _write_validations(writer, results)
+    writer.write(VALIDATIONS.name, _validated(writer))
     record = StageRecord(
         stage=spec.kind,
         stage_key=spec.key,
@@ -248,29 +236,25 @@ def _make(writer: StageWriter, make: Callable[[StageWriter], None]) -> StageReco
     return record
 
 
-def _validate_tables(writer: StageWriter) -> list[pl.DataFrame]:
-    """Return the table-wide checks (unique keys, references, shares) of every output.
+def _validated(writer: StageWriter) -> pl.DataFrame:
+    """Return the verdicts on every output: on its rows, and on what only the whole table tells.
 
     Raises:
         ValidationError: a `must` expectation is broken; the output is not finished.
     """
-    from validators import require_valid, validate_table
+    from validators import judge, measure_rows, measure_table, require_valid
 
-    root = writer.workspace.root
-    known: Mapping[str, list[Any]] = {
+    root, results = writer.workspace.root, [VALIDATIONS.empty()]
+    known: Mapping[str, list[Path]] = {
         dataset.table: [root / part.path for part in dataset.parts]
         for dataset in (*writer.spec.inputs, *map(writer.dataset, writer.spec.outputs))
     }
-    results = [validate_table(table(name), known[name], known) for name in writer.spec.outputs]
+    for name in writer.spec.outputs:
+        schema = table(name)
+        of_rows = writer.measured.get(name) or measure_rows(schema, schema.empty())
+        results.append(judge(schema, [*of_rows, *measure_table(schema, known[name], known)]))
     require_valid(results, writer.spec.kind)
-    return results
-
-
-def _write_validations(writer: StageWriter, results: list[pl.DataFrame]) -> None:
-    """Commit the merged results as a table of its own."""
-    from validators import merge
-
-    writer.write(VALIDATIONS.name, merge(results))
+    return pl.concat(results)
 
 
 def utc_now() -> str:

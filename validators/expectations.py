@@ -1,8 +1,6 @@
 """What is expected of every table: derived from its declaration, plus the facts that are not in it.
 
-An expectation names a Great Expectations class and the polars expressions that make the columns it
-looks at. Great Expectations never sees texts that no expectation reads: such a column is
-represented by its length, so a batch stays small however long the completions are.
+An expectation names a Great Expectations class, and says in polars which rows break it.
 """
 
 from __future__ import annotations
@@ -17,25 +15,32 @@ import pyarrow as pa
 from stages.tables import GOLD_SPLIT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stages.tables import Column, Table
 
 Severity = Literal["must", "should"]
+Arguments = tuple[tuple[str, object], ...]
 TINY = 1e-6
 FLOAT_LIMIT = sys.float_info.max
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """One expectation about every row: its Great Expectations class, and what it looks at."""
+    """One expectation: its Great Expectations class, and which rows break it."""
 
     kind: str
     """The class in ``great_expectations.expectations``."""
     column: str
     """What the result calls the place: a column, several, or what is computed from them."""
     severity: Severity = "must"
-    arguments: tuple[tuple[str, object], ...] = ()
-    views: dict[str, pl.Expr] = field(default_factory=dict, compare=False)
-    """Name in the batch to the expression that makes it."""
+    arguments: Arguments = ()
+    """Of the class."""
+    broken: pl.Expr | None = field(default=None, compare=False)
+    """True for a row that breaks it, null for one that it does not look at; None where only the
+    whole table tells."""
+    name: str = ""
+    """What the result calls it; empty: Great Expectations' own name for the class."""
 
 
 @dataclass(frozen=True)
@@ -44,62 +49,78 @@ class Share:
 
     what: str
     column: str
-    condition: str
-    """DuckDB SQL over the table's columns; true for the rows counted. Written here, never data."""
+    condition: pl.Expr = field(compare=False)
+    """True for the rows counted."""
     limit: float
     severity: Severity = "should"
 
     @property
-    def name(self) -> str:
-        """What the result calls it."""
-        return f"expect_share_of_{self.what}_to_be_at_most_{self.limit:g}"
-
-
-def column_view(table: Table, column: Column) -> pl.Expr:
-    """Return what Great Expectations sees of a column, under the column's name.
-
-    Lists and texts that no expectation reads are seen as their length; NaN is seen as infinity,
-    because pandas would take it for null, and null may be allowed where NaN is not.
-    """
-    values = pl.col(column.name)
-    if pa.types.is_list(column.type):
-        return values.list.len()
-    if pa.types.is_floating(column.type):
-        return values.fill_nan(float("inf"))
-    read = {*table.key, *table.references, *_compared(table)}
-    if pa.types.is_string(column.type) and not column.allowed and column.name not in read:
-        return values.str.len_bytes()
-    return values
+    def expectation(self) -> Expectation:
+        """The share as an expectation that most rows meet."""
+        # Rounded: 1 - 0.05 must be the float that 19 / 20 is.
+        at_least = ("mostly", round(1 - self.limit, 12))
+        return Expectation(
+            "ExpectColumnValuesToBeInSet",
+            self.column,
+            self.severity,
+            (("column", self.what), ("value_set", (False,)), at_least),
+            self.condition.fill_null(value=False),
+            f"expect_share_of_{self.what}_to_be_at_most_{self.limit:g}",
+        )
 
 
 def row_expectations(table: Table) -> list[Expectation]:
     """Return what must (or should) hold for each row of ``table``, looked at alone."""
     derived = [e for column in table.columns for e in _column_expectations(table, column)]
-    return derived + [_with_views(table, fact) for fact in ROW_FACTS.get(table.name, ())]
+    shares = [share.expectation for share in SHARES.get(table.name, ())]
+    return [*derived, *ROW_FACTS.get(table.name, ()), *shares]
 
 
-def _column_expectations(table: Table, column: Column) -> list[Expectation]:
-    views = {column.name: column_view(table, column)}
-    target: tuple[tuple[str, object], ...] = (("column", column.name),)
+def uniqueness(table: Table) -> Expectation:
+    """Return the expectation that no two rows have the same key."""
+    if len(table.key) == 1:
+        arguments: Arguments = (("column", table.key[0]),)
+        return Expectation("ExpectColumnValuesToBeUnique", table.key[0], arguments=arguments)
+    arguments = (("column_list", table.key),)
+    return Expectation("ExpectCompoundColumnsToBeUnique", ", ".join(table.key), arguments=arguments)
 
-    def expect(kind: str, *arguments: tuple[str, object]) -> Expectation:
-        return Expectation(kind, column.name, arguments=target + arguments, views=views)
 
-    found = [] if column.nullable else [expect("ExpectColumnValuesToNotBeNull")]
+def reference(column: str, target: str) -> Expectation:
+    """Return the expectation that ``column``'s ids exist in ``target``, a ``table.column``."""
+    arguments: Arguments = (("column", f"{column} is in {target}"), ("value_set", (True,)))
+    name = f"expect_column_values_to_be_in_{target.split('.', maxsplit=1)[0]}"
+    return Expectation("ExpectColumnValuesToBeInSet", column, arguments=arguments, name=name)
+
+
+def _column_expectations(table: Table, column: Column) -> Iterator[Expectation]:
+    values = pl.col(column.name)
+    if pa.types.is_list(column.type):
+        values = values.list.len()
+
+    def expect(kind: str, broken: pl.Expr, *arguments: tuple[str, object]) -> Expectation:
+        of_column = (("column", column.name), *arguments)
+        return Expectation(kind, column.name, arguments=of_column, broken=broken)
+
+    if not column.nullable:
+        yield expect("ExpectColumnValuesToNotBeNull", values.is_null())
     if column.allowed:
-        found.append(expect("ExpectColumnValuesToBeInSet", ("value_set", column.allowed)))
+        unknown = ~values.is_in(column.allowed)
+        yield expect("ExpectColumnValuesToBeInSet", unknown, ("value_set", column.allowed))
     elif pa.types.is_string(column.type) and column.name in {*table.key, *table.references}:
-        found.append(expect("ExpectColumnValueLengthsToBeBetween", ("min_value", 1)))
+        empty = values.str.len_bytes() == 0
+        yield expect("ExpectColumnValueLengthsToBeBetween", empty, ("min_value", 1))
     low, high = _limits(column)
     if low is not None or high is not None:
-        found.append(
-            expect("ExpectColumnValuesToBeBetween", ("min_value", low), ("max_value", high))
+        inside = pl.all_horizontal(
+            values >= pl.lit(low) if low is not None else pl.lit(value=True),
+            values <= pl.lit(high) if high is not None else pl.lit(value=True),
         )
-    return found
+        limits = (("min_value", low), ("max_value", high))
+        yield expect("ExpectColumnValuesToBeBetween", ~inside, *limits)
 
 
 def _limits(column: Column) -> tuple[float | None, float | None]:
-    """Return the range of a column's view; every float must at least be finite."""
+    """Return the range of a column, or of its lists' lengths; every float must be finite."""
     if pa.types.is_list(column.type):
         return 1, None
     if pa.types.is_floating(column.type):
@@ -108,45 +129,31 @@ def _limits(column: Column) -> tuple[float | None, float | None]:
     return column.minimum, column.maximum
 
 
-def _with_views(table: Table, fact: Expectation) -> Expectation:
-    """Return ``fact`` with the declared views of the columns that its arguments name."""
-    if fact.views:
-        return fact
-    views = {n: column_view(table, table.column(n)) for n in _arguments_columns(fact)}
-    return Expectation(fact.kind, fact.column, fact.severity, fact.arguments, views)
-
-
-def _compared(table: Table) -> set[str]:
-    """Return the columns whose values the table's facts compare with each other."""
-    facts = ROW_FACTS.get(table.name, ())
-    return {name for fact in facts if not fact.views for name in _arguments_columns(fact)}
-
-
-def _arguments_columns(fact: Expectation) -> list[str]:
-    """Return the columns named in ``column_A``, ``column_B`` and ``column_list``."""
-    values = [value for key, value in fact.arguments if key.startswith("column_")]
-    return [str(n) for value in values for n in (value if isinstance(value, tuple) else (value,))]
-
-
 def _differ(first: str, second: str, severity: Severity = "must") -> Expectation:
-    arguments = (
-        ("column_list", (first, second)),
-        ("ignore_row_if", "any_value_is_missing"),
+    return Expectation(
+        "ExpectSelectColumnValuesToBeUniqueWithinRecord",
+        f"{first}, {second}",
+        severity,
+        (("column_list", (first, second)), ("ignore_row_if", "any_value_is_missing")),
+        pl.col(first) == pl.col(second),
     )
-    kind = "ExpectSelectColumnValuesToBeUniqueWithinRecord"
-    return Expectation(kind, f"{first}, {second}", severity, arguments)
 
 
 def _at_least(larger: str, smaller: str, severity: Severity = "must") -> Expectation:
-    arguments = (("column_A", larger), ("column_B", smaller), ("or_equal", True))
-    kind = "ExpectColumnPairValuesAToBeGreaterThanB"
-    return Expectation(kind, f"{larger}, {smaller}", severity, arguments)
+    either_missing = ("ignore_row_if", "either_value_is_missing")
+    return Expectation(
+        "ExpectColumnPairValuesAToBeGreaterThanB",
+        f"{larger}, {smaller}",
+        severity,
+        (("column_A", larger), ("column_B", smaller), ("or_equal", True), either_missing),
+        ~(pl.col(larger) >= pl.col(smaller)),
+    )
 
 
 def _true(name: str, condition: pl.Expr, severity: Severity = "must") -> Expectation:
-    """Expect ``condition``, computed by polars, to be true in each row where it is not null."""
+    """Expect ``condition`` to be true in each row where it is not null."""
     arguments = (("column", name), ("value_set", (True,)))
-    return Expectation("ExpectColumnValuesToBeInSet", name, severity, arguments, {name: condition})
+    return Expectation("ExpectColumnValuesToBeInSet", name, severity, arguments, ~condition)
 
 
 def _says_why(name: str) -> Expectation:
@@ -177,7 +184,8 @@ ROW_FACTS: dict[str, tuple[Expectation, ...]] = {
         _differ("candidate_id", "other_candidate_id"),
         _true(
             "order where pairwise",
-            pl.col("order").is_null() == pl.col("other_candidate_id").is_null(),
+            # People's votes on two answers have none.
+            pl.col("order").is_null() | pl.col("other_candidate_id").is_not_null(),
         ),
         _says_why("score"),
     ),
@@ -203,6 +211,13 @@ ROW_FACTS: dict[str, tuple[Expectation, ...]] = {
             "reason where dropped", pl.when(~pl.col("kept")).then(pl.col("reason").is_not_null())
         ),
     ),
+    "drift": (
+        _true(
+            "passed where measured against limits",
+            pl.col("passed").is_null() == pl.all_horizontal(pl.col("minimum", "maximum").is_null()),
+        ),
+        _at_least("maximum", "minimum"),
+    ),
     "rounds": (_differ("base_weights_hash", "result_weights_hash", "should"),),
     "evaluations": (_at_least("high", "low"),),
 }
@@ -210,12 +225,13 @@ ROW_FACTS: dict[str, tuple[Expectation, ...]] = {
 
 SHARES: dict[str, tuple[Share, ...]] = {
     "candidates": (
-        Share("cut_at_the_limit", "finish_reason", "finish_reason = 'length'", 0.2),
-        Share("errors", "finish_reason", "finish_reason = 'error'", 0.01),
-        Share("empty", "completion", "trim(completion) = ''", 0.05),
+        Share("cut_at_the_limit", "finish_reason", pl.col("finish_reason") == "length", 0.2),
+        Share("errors", "finish_reason", pl.col("finish_reason") == "error", 0.01),
+        Share("empty", "completion", pl.col("completion").str.strip_chars(" ") == "", 0.05),
     ),
-    "judgments": (Share("missing", "score", "score IS NULL", 0.05),),
-    "scores": (Share("missing", "score", "score IS NULL", 0.05),),
-    "scorer_health": (Share("beyond_their_limit", "passed", "passed = false", 0.0),),
+    "judgments": (Share("missing", "score", pl.col("score").is_null(), 0.05),),
+    "scores": (Share("missing", "score", pl.col("score").is_null(), 0.05),),
+    "drift": (Share("beyond_their_limits", "passed", ~pl.col("passed"), 0.0),),
+    "scorer_health": (Share("beyond_their_limit", "passed", ~pl.col("passed"), 0.0),),
 }
 """What must not happen too often in a table."""

@@ -23,7 +23,8 @@ from stages.tables import (
     Table,
 )
 from tests.validators.good_rows import good_rows
-from validators import boundaries, merge, require_valid, validate_part, validate_table
+from tests.validators.pandas_engine import judged_by_pandas
+from validators import added, judge, measure_rows, require_valid, validate_part, validate_table
 from validators.expectations import row_expectations
 
 HOSTILE = '"; DROP TABLE pairs; --<script>alert(1)</script>{{7*7}}\x00\u202e'
@@ -61,7 +62,7 @@ def single_column_faults(schema):
     """Return column, GX's name and a value that breaks it, for each declared constraint."""
     for e in row_expectations(schema):
         column = dict(e.arguments).get("column")
-        if column not in schema.column_names:
+        if column not in schema.column_names or e.name:
             continue
         if e.kind == "ExpectColumnValuesToNotBeNull":
             yield column, "expect_column_values_to_not_be_null", None
@@ -96,7 +97,8 @@ def test_every_declared_constraint_is_found_with_its_row(schema):
     found = broken(result)
     for place, ids in expected.items():
         assert found[place] == ("must", len(ids), ids)
-    declared = [e for e in row_expectations(schema) if e.column in schema.column_names]
+    columns = schema.column_names
+    declared = [e for e in row_expectations(schema) if e.column in columns and not e.name]
     assert len(expected) == len(declared)
     with pytest.raises(ValidationError, match="of 80 rows break"):
         require_valid([result], where="a test")
@@ -116,7 +118,7 @@ def test_a_good_table_passes(schema, rows, tmp_path):
     whole = validate_table(
         schema, [tmp_path / "part.parquet"], {n: [tmp_path / f"{n}.parquet"] for n in others}
     )
-    result = merge([validate_part(schema, frame), whole])
+    result = pl.concat([validate_part(schema, frame), whole])
     assert broken(result) == {}
     assert set(result["rows"]) == {rows}
     assert result.schema == VALIDATIONS.empty().schema
@@ -216,65 +218,88 @@ def test_ids_that_point_nowhere_are_found(tmp_path):
     assert broken(validate_table(CANDIDATES, [candidates], {})) == {}
 
 
-def test_shares_warn_above_their_limit_only(tmp_path):
-    path = tmp_path / "part.parquet"
-    scores = good_rows(JUDGMENTS, 20)
-    one_in_twenty = scores.with_columns(
-        score=pl.when(pl.int_range(pl.len()) >= 1).then(pl.col("score"))
-    )
-    one_in_twenty.write_parquet(path)
-    assert broken(validate_table(JUDGMENTS, [path], {})) == {}
-    one_in_twenty.tail(10).with_columns(score=pl.lit(None, pl.Float64)).head(1).vstack(
-        scores.head(9)
-    ).write_parquet(path)
-    result = validate_table(JUDGMENTS, [path], {})
-    assert broken(result) == {
-        ("expect_share_of_missing_to_be_at_most_0.05", "score"): (
-            "should",
-            1,
-            ["judgment_id-10"],
-        )
-    }
+@pytest.mark.parametrize(
+    ("missing", "expected"), [(1, []), (2, ["judgment_id-0", "judgment_id-1"])]
+)
+def test_shares_warn_above_their_limit_only(missing, expected):
+    """One of twenty is a share of 0.05, which is allowed; two are not."""
+    few = pl.when(pl.int_range(pl.len()) >= missing).then(pl.col("score"))
+    result = validate_part(JUDGMENTS, good_rows(JUDGMENTS, 20).with_columns(score=few))
+    place = "expect_share_of_missing_to_be_at_most_0.05", "score"
+    assert broken(result) == ({place: ("should", 2, expected)} if expected else {})
     require_valid([result], where="a test")
 
 
-def test_completions_cut_at_the_limit_warn_above_a_fifth(tmp_path):
-    path = tmp_path / "part.parquet"
+def test_completions_cut_at_the_limit_warn_above_a_fifth():
     rows = good_rows(CANDIDATES, 10)
     for cut, expected in ((2, set()), (3, {"expect_share_of_cut_at_the_limit_to_be_at_most_0.2"})):
-        rows.with_columns(
+        frame = rows.with_columns(
             finish_reason=pl.when(pl.int_range(pl.len()) < cut)
             .then(pl.lit("length"))
             .otherwise(pl.lit("stop"))
-        ).write_parquet(path)
-        assert {name for name, _ in broken(validate_table(CANDIDATES, [path], {}))} == expected
+        )
+        assert {name for name, _ in broken(validate_part(CANDIDATES, frame))} == expected
 
 
-def test_small_batches_give_the_same_result_as_one(monkeypatch):
+def test_parts_add_up_to_what_the_whole_gives():
     frame = good_rows(PAIRS, 57).with_columns(
         margin=pl.when(pl.int_range(pl.len()) % 4 == 0).then(-1.0).otherwise(1.5)
     )
-    whole = validate_part(PAIRS, frame)
-    sizes = []
-    check = boundaries.check_batch
-
-    def spy(name, expectations, batch):
-        sizes.append(batch.height)
-        return check(name, expectations, batch)
-
-    monkeypatch.setattr(boundaries, "BATCH_ROWS", 10)
-    monkeypatch.setattr(boundaries, "check_batch", spy)
-    assert validate_part(PAIRS, frame).equals(whole)
-    assert sizes == [10, 10, 10, 10, 10, 7]
-    found = broken(whole)["expect_column_values_to_be_between", "margin"]
+    parts = [measure_rows(PAIRS, part) for part in (frame[:0], frame[:20], frame[20:])]
+    assert judge(PAIRS, added(parts)).equals(validate_part(PAIRS, frame))
+    found = broken(judge(PAIRS, added(parts)))["expect_column_values_to_be_between", "margin"]
     assert found == ("must", 15, [f"pair_id-{i}" for i in range(0, 40, 4)])
 
 
-def test_parts_merge_to_what_the_whole_gives():
-    frame = break_row(good_rows(SCORES), {"missing_share": 2.0})
-    parts = merge([validate_part(SCORES, frame[:20]), validate_part(SCORES, frame[20:])])
-    assert parts.equals(validate_part(SCORES, frame))
-    assert merge([]).equals(VALIDATIONS.empty())
+@pytest.mark.parametrize(
+    "schema", [CANDIDATES, JUDGMENTS, PAIRS, EVALUATIONS], ids=lambda s: s.name
+)
+def test_great_expectations_own_engine_agrees(schema):
+    """On rows of which one in seven breaks something, by count and by id."""
+    frame = good_rows(schema, 80)
+    for row, (column, _, value) in enumerate(single_column_faults(schema)):
+        frame = break_row(frame, {column: value}, row)
+    for place, column in enumerate(schema.columns):
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            values = pl.when(pl.int_range(pl.len()) % 7 == place % 7).then(pl.col(column.name) * -9)
+            frame = frame.with_columns(values.otherwise(pl.col(column.name)).alias(column.name))
+    ours = validate_part(schema, frame).select("passed", "unexpected", "examples").rows()
+    assert [(p, n, json.loads(ids)) for p, n, ids in ours] == judged_by_pandas(schema, frame)
+    assert not all(passed for passed, _, _ in ours)
+
+
+@pytest.mark.parametrize("at_once", [10_000_000, 7])
+def test_unique_keys_and_references_in_shares_are_those_of_the_whole(
+    at_once, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("validators.table_wide.IDS_AT_ONCE", at_once)
+    pairs, candidates = tmp_path / "pairs.parquet", tmp_path / "candidates.parquet"
+    frame = good_rows(PAIRS, 40)
+    frame = pl.concat([frame, frame[3:5], frame[3:4]])
+    frame.write_parquet(pairs)
+    ids = frame["chosen_candidate_id"].unique()
+    ids.filter(~ids.str.ends_with("-7")).alias("candidate_id").to_frame().write_parquet(candidates)
+    assert broken(validate_table(PAIRS, [pairs], {"candidates": [candidates]})) == {
+        ("expect_column_values_to_be_unique", "pair_id"): ("must", 5, ["pair_id-3", "pair_id-4"]),
+        ("expect_column_values_to_be_in_candidates", "chosen_candidate_id"): (
+            "must",
+            1,
+            ["pair_id-7"],
+        ),
+        ("expect_column_values_to_be_in_candidates", "rejected_candidate_id"): (
+            "must",
+            43,
+            [f"pair_id-{i}" for i in range(10)],
+        ),
+    }
+
+
+def test_keys_that_only_share_a_hash_are_not_repeated(monkeypatch, tmp_path):
+    good_hash = pl.Expr.hash
+    monkeypatch.setattr(pl.Expr, "hash", lambda e, seed=0: good_hash(e, seed) * min(seed, 1))
+    frame = good_rows(SCORES, 3)
+    frame.write_parquet(tmp_path / "part.parquet")
+    assert broken(validate_table(SCORES, [tmp_path / "part.parquet"], {})) == {}
 
 
 def test_hostile_texts_are_harmless(tmp_path):
@@ -282,7 +307,7 @@ def test_hostile_texts_are_harmless(tmp_path):
     frame.write_parquet(tmp_path / "part.parquet")
     parts = [tmp_path / "part.parquet"]
     result = [validate_part(CANDIDATES, frame), validate_table(CANDIDATES, parts, {})]
-    assert broken(merge(result)) == {}
+    assert broken(pl.concat(result)) == {}
     repeated = break_row(good_rows(CANDIDATES), {"candidate_id": HOSTILE})
     pl.concat([repeated, repeated]).write_parquet(parts[0])
     with pytest.raises(ValidationError, match="60 of 60 rows"):
@@ -338,10 +363,3 @@ def test_great_expectations_is_imported_only_when_needed():
 
     code = "import sys, validators; assert 'great_expectations' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_rows_broken_late_are_named_too(monkeypatch):
-    monkeypatch.setattr("validators.suites.FIRST_ROWS_SEARCHED", 2)
-    frame = break_row(break_row(good_rows(PAIRS), {"margin": -1.0}, 1), {"margin": -1.0}, 29)
-    found = broken(validate_part(PAIRS, frame))["expect_column_values_to_be_between", "margin"]
-    assert found == ("must", 2, ["pair_id-1", "pair_id-29"])
