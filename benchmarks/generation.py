@@ -3,8 +3,12 @@
 Run from a clean checkout after `make test`: .venv/bin/python benchmarks/generation.py
 Figures: requests/s against the `openai` client at the same concurrency, on a stub that answers
 after 50 ms; seconds per 1,000 prompts against distilabel, start-up apart; output tokens/s against
-bare requests to the same vLLM server (left out where `make vllm` has not been run).
-With --full every measurement is repeated 7 times instead of 3.
+bare requests to the same vLLM server (left out where `make vllm` has not been run). Ours is what a
+run does: planned, asked, journaled, validated and written as Parquet; for requests/s the client
+alone. Runs alternate, figures are medians, CPU is that of the client's process, and `core_share`
+says how much of a core a busy loop got before each run: 1 on a machine that nobody else uses.
+`cpu_ratio_to_raw` is the CPU of client and vLLM server together for a token, bare over ours.
+With --full every measurement is repeated 9 times instead of 5.
 """
 
 from __future__ import annotations
@@ -18,16 +22,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machine import last_line
+from timing import in_turn, median_of, noise, timed
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import polars as pl
 
@@ -36,33 +41,27 @@ GOALS = {
     "requests_ratio_to_openai_client": 5.0,
     "speedup_over_distilabel": 8.0,
 }
-IN_FLIGHT, SAMPLES, REQUESTS = 128, 8, 1000
+IN_FLIGHT, SAMPLES, REQUESTS = 128, 8, 2000
 LATENCY_MS = 50
 MAX_TOKENS = 64
 DISTILABEL = ROOT / "build" / "distilabel"
-SIZES = (200, 1200)
+SIZES = (100, 600)
 """Prompts of a short and a long job: the difference of their times has no start-up in it."""
-VLLM_PROMPTS = 640
-VLLM_CONCURRENCY = (16, 32, 64)
+VLLM_PROMPTS = 1280
+VLLM_TRIED_PROMPTS = 320
+VLLM_CONCURRENCY = (16, 32, 64, 128)
 
 
 @contextlib.contextmanager
 def stub() -> Iterator[str]:
     """Yield the address of a stub server in a process of its own."""
-    command = [sys.executable, "-m", "tests.stub_server", "--latency-ms", str(LATENCY_MS)]
+    command = [sys.executable, "benchmarks/stub_server.py", str(LATENCY_MS)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             yield server.stdout.readline().strip()
         finally:
             server.terminate()
-
-
-def timed(job: Callable[[], object]) -> tuple[float, float]:
-    """Return the wall and CPU seconds of this process."""
-    wall, cpu = time.monotonic(), time.process_time()
-    job()
-    return time.monotonic() - wall, time.process_time() - cpu
 
 
 def prompts(count: int) -> pl.DataFrame:
@@ -97,7 +96,7 @@ def engine_on(url: str, model: str, in_flight: int, *, token_ids: bool) -> Itera
 
 def sampling_of(samples: int = SAMPLES) -> Any:
     """Return how every client samples."""
-    from stages.generation import Sampling
+    from stages.generation_settings import Sampling
 
     return Sampling(samples, samples, 1.0, 1.0, MAX_TOKENS, None, 0)
 
@@ -137,55 +136,56 @@ def openai_client(url: str, asked: list[Any]) -> None:
     asyncio.run(run())
 
 
-def requests_ratio_to_openai_client(url: str, repeats: int) -> dict[str, float]:
-    """Return requests/s and CPU of both clients, run in turns, and the ratio of the medians."""
+def requests_ratio_to_openai_client(repeats: int) -> dict[str, float]:
+    """Return requests/s and CPU of both clients and of bare requests, and the medians' ratio."""
     asked = requests(REQUESTS)
-    openai_client(url, asked[:IN_FLIGHT])  # the first import takes a second
-    ours(url, asked[:IN_FLIGHT])
-    measured: dict[str, list[tuple[float, float]]] = {"ours": [], "openai": []}
-    for _ in range(repeats):
-        measured["openai"].append(timed(lambda: openai_client(url, asked)))
-        measured["ours"].append(timed(lambda: ours(url, asked)))
+    with stub() as url:
+        openai_client(url, asked[:IN_FLIGHT])  # the first import takes a second
+        ours(url, asked[:IN_FLIGHT])
+        runs = in_turn(
+            repeats,
+            openai_client=lambda: openai_client(url, asked),
+            ours=lambda: ours(url, asked),
+            bare=lambda: raw_requests(url, "stub-model", REQUESTS, IN_FLIGHT),
+        )
     figures = {}
-    for name, runs in measured.items():
-        wall, cpu = (statistics.median(values) for values in zip(*runs, strict=True))
-        figures[f"requests_per_s_{name}"] = REQUESTS / wall
-        figures[f"cpu_ms_per_request_{name}"] = 1000 * cpu / REQUESTS
-    ratio = figures["requests_per_s_ours"] / figures["requests_per_s_openai"]
-    return {**figures, "requests_ratio_to_openai_client": ratio}
+    for name, of_one in runs.items():
+        figures[f"requests_per_s_{name}"] = REQUESTS / median_of(of_one, "wall")
+        figures[f"cpu_ms_per_request_{name}"] = 1000 * median_of(of_one, "cpu") / REQUESTS
+    ratio = median_of(runs["openai_client"], "wall") / median_of(runs["ours"], "wall")
+    return {**figures, "requests_ratio_to_openai_client": ratio, **noise(runs)}
+
+
+@dataclass(frozen=True)
+class Started:
+    """A generator whose engine is there already."""
+
+    started: Any
+    sampling: Any
+    name: str = "benchmark"
+
+    @contextlib.contextmanager
+    def engine(self, *_: object) -> Iterator[Any]:
+        """Yield it."""
+        yield self.started
 
 
 def curated(engine: Any, count: int) -> int:
-    """Answer prompts as a run does: planned, journaled, made rows and written as Parquet parts.
+    """Answer prompts as a run's `generate` stage does; return the completions' tokens."""
+    from flows.answering import answer_prompts
+    from flows.configuration import resolve
+    from flows.stage_runner import RunContext, StageSpec, StageWriter
+    from lineage.workspace import Workspace
 
-    Return the completions' tokens.
-    """
-    from lineage.journal import Journal
-    from stages import generation
-
-    config = generation.GenerationConfig()
-    sampling = sampling_of()
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "journal.jsonl")
-        plan = generation.plan_parts(prompts(count), engine, sampling, config)
-        part_of = {name: i for i, part in enumerate(plan) for name in part["prompt_id"]}
-        waiting: list[dict[str, Any]] = [{} for _ in plan]
-        batches = [generation.requests_of(part, sampling) for part in plan]
-        rows = tokens = 0
-        for answer in engine.answers(batches, sampling):
-            journal.put(answer.prompt_id, answer)
-            index = part_of[answer.prompt_id]
-            waiting[index][answer.prompt_id] = answer
-            if len(waiting[index]) == plan[index].height:
-                part = generation.candidates_of(
-                    plan[index], waiting[index], engine, sampling, "benchmark"
-                )
-                part.write_parquet(Path(folder) / f"part-{index:05d}.parquet")
-                rows += part.height
-                tokens += part["completion_tokens"].sum()
-        journal.remove()
-    assert rows == count * SAMPLES
-    return tokens
+        context = RunContext(Workspace(Path(folder)), "benchmark")
+        spec = StageSpec("generate", 1, {}, (), ("candidates",))
+        writer = StageWriter(context, spec, lambda _done, _total: None)
+        generator: Any = Started(engine, sampling_of())
+        answer_prompts(writer, prompts(count), generator, resolve({"name": "benchmark"}, ""))
+        written = writer.read(writer.dataset("candidates"), ["completion", "completion_tokens"])
+    assert written["completion"].count() == count * SAMPLES
+    return int(written["completion_tokens"].sum())
 
 
 def curated_on_stub(url: str, count: int) -> None:
@@ -225,17 +225,18 @@ def distilabel(python: Path, url: str, count: int) -> float:
     return float(measured["seconds"])
 
 
-def speedup_over_distilabel(url: str, repeats: int) -> dict[str, float]:
+def speedup_over_distilabel(repeats: int) -> dict[str, float]:
     """Return the seconds per 1,000 prompts of both, start-up apart, and their ratio."""
     python = install_distilabel()
     per_1000 = 1000 / (SIZES[1] - SIZES[0])
     seconds: dict[str, list[float]] = {"ours": [], "distilabel": []}
-    curated_on_stub(url, IN_FLIGHT)
-    for _ in range(repeats):
-        theirs = [distilabel(python, url, size) for size in SIZES]
-        own = [timed(lambda size=size: curated_on_stub(url, size))[0] for size in SIZES]  # type: ignore[misc]
-        seconds["distilabel"].append((theirs[1] - theirs[0]) * per_1000)
-        seconds["ours"].append((own[1] - own[0]) * per_1000)
+    with stub() as url:
+        curated_on_stub(url, IN_FLIGHT)
+        for _ in range(repeats):
+            theirs = [distilabel(python, url, size) for size in SIZES]
+            own = [timed(lambda n=size: curated_on_stub(url, n)).wall for size in SIZES]  # type: ignore[misc]
+            seconds["distilabel"].append((theirs[1] - theirs[0]) * per_1000)
+            seconds["ours"].append((own[1] - own[0]) * per_1000)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "seconds_per_1000_ours": medians["ours"],
@@ -244,7 +245,7 @@ def speedup_over_distilabel(url: str, repeats: int) -> dict[str, float]:
     }
 
 
-def raw_requests(url: str, count: int, in_flight: int) -> int:
+def raw_requests(url: str, model: str, count: int, in_flight: int) -> int:
     """Answer the prompts by bare requests, nothing kept; return the completions' tokens."""
     import aiohttp
     import orjson
@@ -255,7 +256,7 @@ def raw_requests(url: str, count: int, in_flight: int) -> int:
         tokens = 0
         for one in waiting:
             body = {
-                "model": "tiny",
+                "model": model,
                 "messages": one.messages,
                 "n": SAMPLES,
                 "seed": one.seed,
@@ -277,62 +278,82 @@ def raw_requests(url: str, count: int, in_flight: int) -> int:
 
 
 def tokens_ratio_to_raw(repeats: int) -> dict[str, float]:
-    """Return output tokens/s of both on one vLLM server, and the median ratio of runs in turn.
+    """Return output tokens/s and CPU of both on one vLLM server, and the median ratio of pairs.
 
     Bare requests get the best of several concurrencies, found first; our engine finds its own.
     Client and server share the machine's cores, so that the client's own work shows.
     """
     from flows.vllm_server import DEFAULT_PYTHON, ManagedServer, ServerSpec
+    from stages.endpoints import EndpointConfig
     from stages.vllm_settings import VllmServerConfig
 
     if not DEFAULT_PYTHON.exists():
         print("tokens_ratio_to_raw is left out: run `make vllm` first")
         return {}
-
-    def rate(job: Callable[[], int]) -> float:
-        started = time.monotonic()
-        return job() / (time.monotonic() - started)
-
     with tempfile.TemporaryDirectory() as folder:
         spec = ServerSpec(str(ROOT / "data" / "tiny-model"), "tiny", VllmServerConfig())
         server = ManagedServer(spec, Path(folder) / "vllm.log")
         server.start()
         try:
-            url = server.base_url
-            raw_requests(url, 64, 32)
-            tried = {n: rate(lambda n=n: raw_requests(url, 256, n)) for n in VLLM_CONCURRENCY}  # type: ignore[misc]
-            best = max(tried, key=tried.__getitem__)
-            rates: list[tuple[float, float]] = []
-            with engine_on(url, "tiny", max(VLLM_CONCURRENCY), token_ids=True) as engine:
-                for _ in range(repeats):
-                    raw = rate(lambda: raw_requests(url, VLLM_PROMPTS, best))
-                    rates.append((rate(lambda: curated(engine, VLLM_PROMPTS)), raw))
+            url, default = server.base_url, EndpointConfig().maximum_in_flight
+            with engine_on(url, "tiny", default, token_ids=True) as engine:
+                curated(engine, VLLM_TRIED_PROMPTS)  # the first import and requests are slow
+                tried = {
+                    n: timed(lambda n=n: raw_requests(url, "tiny", VLLM_TRIED_PROMPTS, n)).wall  # type: ignore[misc]
+                    for n in VLLM_CONCURRENCY
+                }
+                best = min(tried, key=tried.__getitem__)
+                return compared(url, engine, best, repeats)
         finally:
             server.stop()
-    ratios = sorted(own / raw for own, raw in rates)
+
+
+def compared(url: str, engine: Any, in_flight: int, repeats: int) -> dict[str, float]:
+    """Return what our engine and bare requests take in turn, as figures.
+
+    Where client and server share busy cores, tokens/s go with the CPU that both need for a token:
+    `cpu_ratio_to_raw` compares that, and who else uses the machine has less of a say in it.
+    """
+    tokens: dict[str, list[int]] = {"raw": [], "ours": []}
+    runs = in_turn(
+        repeats,
+        raw=lambda: tokens["raw"].append(raw_requests(url, "tiny", VLLM_PROMPTS, in_flight)),
+        ours=lambda: tokens["ours"].append(curated(engine, VLLM_PROMPTS)),
+    )
+    rates = {
+        name: [count / run.wall for count, run in zip(tokens[name], runs[name], strict=True)]
+        for name in runs
+    }
+    ratios = sorted(own / raw for own, raw in zip(rates["ours"], rates["raw"], strict=True))
+    work = [
+        sum((raw.cpu, raw.server_cpu)) / of_raw * of_ours / sum((own.cpu, own.server_cpu))
+        for raw, own, of_raw, of_ours in zip(*runs.values(), *tokens.values(), strict=True)
+    ]
+    figures = {"raw_in_flight": float(in_flight), "cpu_ratio_to_raw": statistics.median(work)}
+    for name, of_one in runs.items():
+        figures[f"tokens_per_s_{name}"] = statistics.median(rates[name])
+        figures[f"cpu_ms_per_request_on_vllm_{name}"] = (
+            1000 * median_of(of_one, "cpu") / VLLM_PROMPTS
+        )
     return {
-        "tokens_per_s_ours": statistics.median(own for own, _ in rates),
-        "tokens_per_s_raw": statistics.median(raw for _, raw in rates),
+        **figures,
         "tokens_ratio_to_raw": statistics.median(ratios),
         "tokens_ratio_lowest": ratios[0],
         "tokens_ratio_highest": ratios[-1],
+        **{f"{name}_on_vllm": value for name, value in noise(runs).items()},
     }
 
 
 def main() -> None:
     """Measure, print a table, end with the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="7 repetitions")
+    parser.add_argument("--full", action="store_true", help="9 repetitions")
     parser.add_argument("--only", choices=sorted(GOALS), help="one of the figures with a goal")
     options = parser.parse_args()
-    repeats = 7 if options.full else 3
     figures: dict[str, float] = {}
-    with stub() as url:
-        for measure in (requests_ratio_to_openai_client, speedup_over_distilabel):
-            if options.only in {None, measure.__name__}:
-                figures |= measure(url, repeats)
-    if options.only in {None, tokens_ratio_to_raw.__name__}:
-        figures |= tokens_ratio_to_raw(repeats)
+    for measure in (requests_ratio_to_openai_client, speedup_over_distilabel, tokens_ratio_to_raw):
+        if options.only in {None, measure.__name__}:
+            figures |= measure(9 if options.full else 5)
     for name, value in figures.items():
         print(f"{name:<34} {value:9.2f}")
     print(last_line("generation", figures, at_least=GOALS))

@@ -107,7 +107,7 @@ def _configuration(path: Path) -> Iterator[Finding]:
     """Check the file, its prompt files and its model."""
     from flows.configuration import load_config
     from flows.models import find_policy
-    from stages.prompt_sampling import source_fingerprint
+    from stages.prompt_sources import fingerprint
 
     try:
         config = load_config(path)
@@ -117,7 +117,7 @@ def _configuration(path: Path) -> Iterator[Finding]:
     yield Finding("configuration", "ok", f"{path}: {config.name}, {config.rounds} round(s)")
     for source in config.prompts.sources:
         try:
-            source_fingerprint(source)
+            fingerprint(source)
         except PrefmillError as error:
             yield Finding(f"prompts {source.name}", "missing", str(error))
         else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.generators import ReadyGenerator, ready_generators
+from flows.generators import ReadyGenerator, policy_generator, ready_generators
 from flows.preflight import require_usable
+from flows.sampling import seen_prompts
 from stages import generation, prompt_sampling
 from stages.content_ids import content_hash
 from stages.endpoints import Budget, Usage
-from stages.generation import OpenAIGenerator, TransformersGenerator
+from stages.generation_settings import OpenAIGenerator, TransformersGenerator
 from stages.gold import ANSWERS as GOLD_ANSWERS
 from stages.judge_prompts import load_rubric, render
 from stages.judges import JudgeScorer, questions_per_prompt
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from flows.models import Policy
     from lineage.workspace import Workspace
     from stages.configuration import Config
+    from stages.scoring import ScoringConfig
 
 SAMPLED_PROMPTS = 16
 CHARACTERS_PER_TOKEN = 4
@@ -53,61 +55,128 @@ def is_paid(config: Config) -> bool:
     )
 
 
+class _Ask(NamedTuple):
+    """Prompts that are treated alike: how many, and completions of each."""
+
+    prompts: int
+    samples: int
+
+
 def forecast(
-    config: PipelineConfig, policy: Policy, workspace: Workspace, *, ask_paid: bool
+    config: PipelineConfig,
+    policy: Policy,
+    workspace: Workspace,
+    *,
+    ask_paid: bool,
+    rounds: int = 0,
 ) -> list[Line]:
     """Return a line per generator and judge. Paid endpoints are asked only with ``ask_paid``.
+
+    With ``rounds`` it is for so many rounds, with the held-out answers that each compares: every
+    round is taken to be like the first.
 
     Raises:
         PrefmillError: what would stop the run: unusable prompts, models or servers.
     """
-    prompts = prompt_sampling.sample(config.prompts)
     generators = ready_generators(config, policy)
+    answering = policy_generator(config, policy).name if rounds else ""
+    prompts = prompt_sampling.sample(config.prompts, seen_prompts(workspace, config)).prompts
     require_usable(config, generators, prompts)
-    lines, answers = [], ""
+    times, answer = max(rounds, 1), ""
+    counts = {split: times * prompts.filter(split=split).height for split in (*SPLITS, GOLD_SPLIT)}
+    compared = _compared(config, counts["heldout"]) if rounds else []
+    lines, evaluations = [], []
     for generator in generators:
-        line, longest = _of_generator(generator, config, prompts, workspace, ask_paid=ask_paid)
-        lines.append(line)
-        answers = max(answers, longest, key=len)
-    judges = [scorer for scorer in config.scoring.judges if isinstance(scorer, JudgeScorer)]
-    return lines + [_of_judge(judge, config, prompts, answers) for judge in judges]
+        rates = _rates(generator, config, prompts, workspace, ask_paid=ask_paid)
+        asks = [_Ask(counts[split], generator.sampling.samples_for(split)) for split in SPLITS]
+        lines.append(_of_generator(generator, rates, asks))
+        if generator.name == answering:
+            line = _of_generator(generator, rates, compared)
+            evaluations.append(line._replace(who=f"{line.who}, evaluation"))
+        answer = max(answer, rates.answer, key=len)
+    samplings = [generator.sampling for generator in generators]
+    judged = [_Ask(counts[s], sum(g.samples_for(s) for g in samplings)) for s in SPLITS]
+    judged.append(_Ask(counts[GOLD_SPLIT], len(GOLD_ANSWERS)))
+    lines += [_of_judge(j, config, prompts, answer, judged) for j in _judges(config.scoring)]
+    for judge in _judges(config.scoring.needed_for(config.evaluating_scorer)) if rounds else []:
+        line = _of_judge(judge, config, prompts, answer, compared)
+        evaluations.append(line._replace(who=f"{line.who}, evaluation"))
+    return lines + evaluations
 
 
-def _of_generator(
+def _judges(scoring: ScoringConfig) -> list[JudgeScorer]:
+    return [scorer for scorer in scoring.judges if isinstance(scorer, JudgeScorer)]
+
+
+def _compared(config: PipelineConfig, heldout: int) -> list[_Ask]:
+    """Return the answers that rounds compare, besides those that generation makes anyway."""
+    sampled = [_Ask(heldout, config.generation.heldout_samples_per_prompt)]
+    return sampled + [_Ask(heldout, 1)] * (2 if config.evaluation.greedy else 0)
+
+
+class _Rates(NamedTuple):
+    """What a generator needs."""
+
+    prompt_tokens: float
+    """Of a request."""
+    completion_tokens: float
+    """Of a completion."""
+    seconds: float | None
+    """For a completion."""
+    answer: str
+    """A typical one."""
+    basis: str
+
+
+def _rates(
     generator: ReadyGenerator,
     config: PipelineConfig,
     prompts: pl.DataFrame,
     workspace: Workspace,
     *,
     ask_paid: bool,
-) -> tuple[Line, str]:
-    """Return a generator's line and a typical answer of its sample."""
-    sampling, settings = generator.sampling, generator.config
-    counts = {split: prompts.filter(split=split).height for split in SPLITS}
-    samples = {split: sampling.samples_for(split) for split in counts}
-    total = sum(counts[split] * samples[split] for split in counts)
-    asked = sum(counts.values())
-    requests = asked
-    if isinstance(settings, OpenAIGenerator):
-        most = settings.maximum_choices_per_request
-        requests = sum(counts[split] * -(-samples[split] // most) for split in counts)
-    if is_paid(settings) and not ask_paid:
-        read = sum(map(_guessed_tokens, prompts["messages"].to_list()))
-        written, seconds, answer = total * sampling.max_completion_tokens, None, ""
+) -> _Rates:
+    """Return what a generator needs: measured on a sample, or guessed if that would cost."""
+    if is_paid(generator.config) and not ask_paid:
+        guessed = sum(map(_guessed_tokens, prompts["messages"].to_list()))
         basis = "at most; --yes measures it on a paid sample"
-    else:
-        sample = _sampled(generator, config, prompts, workspace)
-        scale = total / max(sample.completions, 1)
-        read = round(sample.prompt_tokens * asked / max(sample.prompts, 1))
-        written, seconds = round(sample.completion_tokens * scale), sample.seconds * scale
-        answer = sample.answer
-        basis = f"measured on {sample.prompts} prompts"
-        if not isinstance(settings, TransformersGenerator):
-            basis += "; faster with more in flight"
+        most = generator.sampling.max_completion_tokens
+        return _Rates(guessed / max(prompts.height, 1), most, None, "", basis)
+    sample = _sampled(generator, config, prompts, workspace)
+    completions = max(sample.completions, 1)
+    basis = f"measured on {sample.prompts} prompts"
+    if not isinstance(generator.config, TransformersGenerator):
+        basis += "; faster with more in flight"
+    return _Rates(
+        sample.prompt_tokens / max(sample.prompts, 1),
+        sample.completion_tokens / completions,
+        sample.seconds / completions,
+        sample.answer,
+        basis,
+    )
+
+
+def _of_generator(generator: ReadyGenerator, rates: _Rates, asks: list[_Ask]) -> Line:
+    """Return the line of all that a generator is asked; each request reads its prompt."""
+    settings = generator.config
+    most = settings.maximum_choices_per_request if isinstance(settings, OpenAIGenerator) else None
+    requests = sum(ask.prompts * -(-ask.samples // (most or ask.samples)) for ask in asks)
+    completions = sum(ask.prompts * ask.samples for ask in asks)
+    read, written = (
+        round(requests * rates.prompt_tokens),
+        round(completions * rates.completion_tokens),
+    )
     prices = getattr(settings, "prices", None)
-    cost = prices.cost(Usage(read, written)) if prices else None
-    line = Line(generator.name, asked, requests, read, written, cost, seconds, basis)
-    return line, answer
+    return Line(
+        generator.name,
+        sum(ask.prompts for ask in asks),
+        requests,
+        read,
+        written,
+        prices.cost(Usage(read, written)) if prices else None,
+        None if rates.seconds is None else rates.seconds * completions,
+        rates.basis,
+    )
 
 
 class _Sample(NamedTuple):
@@ -150,16 +219,15 @@ def _sampled(
 
 
 def _of_judge(
-    scorer: JudgeScorer, config: PipelineConfig, prompts: pl.DataFrame, answer: str
+    scorer: JudgeScorer,
+    config: PipelineConfig,
+    prompts: pl.DataFrame,
+    answer: str,
+    asks: list[_Ask],
 ) -> Line:
     """Return a judge's line: questions counted, their tokens by the length of a rendered one."""
     rubric = load_rubric(scorer.rubric)
-    generators, questions = config.generation.generators, 0
-    samplings = [generation.sampling_of(generator, config.generation) for generator in generators]
-    answers = {split: sum(s.samples_for(split) for s in samplings) for split in SPLITS}
-    for split, samples in (answers | {GOLD_SPLIT: len(GOLD_ANSWERS)}).items():
-        per_prompt = questions_per_prompt(samples, scorer, rubric)
-        questions += prompts.filter(split=split).height * per_prompt
+    questions = sum(a.prompts * questions_per_prompt(a.samples, scorer, rubric) for a in asks)
     answer = answer or "x" * config.generation.max_completion_tokens * CHARACTERS_PER_TOKEN
     responses = [answer] * (1 if rubric.mode == "pointwise" else 2)
     conversations = prompts["messages"].to_list()
@@ -168,7 +236,8 @@ def _of_judge(
     read, written = questions * of_one, questions * scorer.max_completion_tokens
     cost = scorer.prices.cost(Usage(read, written)) if scorer.prices else None
     basis = f"at most; {CHARACTERS_PER_TOKEN} characters a token"
-    return Line(scorer.name, prompts.height, questions, read, written, cost, None, basis)
+    asked = sum(ask.prompts for ask in asks)
+    return Line(scorer.name, asked, questions, read, written, cost, None, basis)
 
 
 def _guessed_tokens(messages: list[dict[str, Any]]) -> int:

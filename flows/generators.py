@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,9 +12,8 @@ from flows.vllm_server import ServerSpec, interpreter, running_server
 from stages.content_ids import content_hash
 from stages.endpoints import EndpointPool
 from stages.errors import ConfigError, ModelError
-from stages.generation import (
+from stages.generation_settings import (
     POLICY,
-    Engine,
     Generator,
     OpenAIGenerator,
     Sampling,
@@ -21,6 +21,7 @@ from stages.generation import (
     VllmGenerator,
     sampling_of,
 )
+from stages.model_loading import load_tokenizer
 from stages.openai_engine import KnownModel, OpenAIEngine, OpenAISettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flows.configuration import PipelineConfig
     from lineage.workspace import Workspace
     from stages.endpoints import Budget, EndpointConfig
+    from stages.generation import Engine
     from stages.judges import JudgeScorer
     from stages.scoring import RewardModelScorer
 
@@ -97,7 +99,7 @@ class ReadyGenerator:
             ModelError: the model can't be used, or its chat template is not the policy's.
             EndpointError: no server, a wrong key or an unknown model.
         """
-        self._require_same_template(self._known_model().template_fingerprint)
+        self._require_same_template(self._known_model.template_fingerprint)
         if not isinstance(self.config, TransformersGenerator):
             check_server(self.config, self._served_name())
 
@@ -117,7 +119,7 @@ class ReadyGenerator:
             self._require_same_template(engine.template_fingerprint)
             yield engine
             return
-        known = self._known_model()
+        known = self._known_model
         self._require_same_template(known.template_fingerprint)
         with self._pool(workspace, budget) as pool:
             served_name = self._served_name()
@@ -149,12 +151,13 @@ class ReadyGenerator:
             None, 1024, "max_tokens", logprobs=self.config.logprobs, token_ids=True
         )
 
+    @functools.cached_property
     def _known_model(self) -> KnownModel:
-        """Return what is known of a served model: all of a local one, of others what is told."""
+        """What is known of a served model: all of a local one, of others what is told."""
         from stages.chat_template import check_template, template_fingerprint
 
         if self.model is not None:
-            tokenizer: Any = _tokenizer(str(self.model.folder))
+            tokenizer: Any = load_tokenizer(self.model.folder)
             check_template(tokenizer, str(self.model.folder))
             fingerprint = template_fingerprint(tokenizer)
             return KnownModel(
@@ -165,7 +168,7 @@ class ReadyGenerator:
         named = KnownModel(name, content_hash({"served": name}))
         if self.config.tokenizer is None:
             return named
-        tokenizer = _tokenizer(self.config.tokenizer)
+        tokenizer = load_tokenizer(self.config.tokenizer)
         return named._replace(
             tokenizer=tokenizer, template_fingerprint=template_fingerprint(tokenizer)
         )
@@ -188,9 +191,7 @@ def require_same_template(fingerprint: str, policy: Policy, where: str) -> None:
     Raises:
         ModelError: its chat template or tokenizer is another one.
     """
-    from stages.chat_template import template_fingerprint
-
-    expected = template_fingerprint(_tokenizer(str(policy.folder)))
+    expected = _template_of(policy)
     if fingerprint == expected:
         return
     raise ModelError(
@@ -201,17 +202,12 @@ def require_same_template(fingerprint: str, policy: Policy, where: str) -> None:
     )
 
 
-def _tokenizer(folder: str) -> Any:
-    from transformers import AutoTokenizer
+@functools.lru_cache(maxsize=4)
+def _template_of(policy: Policy) -> str:
+    """Return the fingerprint of a policy's chat template; every scorer is compared with it."""
+    from stages.chat_template import template_fingerprint
 
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones
-        raise ModelError(
-            f"the tokenizer cannot be loaded: {error}",
-            expected="a Hugging Face folder with a tokenizer",
-            where=folder,
-        ) from None
+    return template_fingerprint(load_tokenizer(policy.folder))
 
 
 def ready_generators(config: PipelineConfig, policy: Policy) -> list[ReadyGenerator]:

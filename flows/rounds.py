@@ -13,9 +13,16 @@ from flows.generators import policy_generator
 from flows.models import Policy, find_policy
 from flows.progress import say
 from flows.tracked_run import tracked_run
-from flows.training_round import evaluate, judge_round, promote, train_policy
+from flows.training_round import (
+    evaluate,
+    judge_round,
+    measure_kl,
+    promote,
+    require_comparable,
+    train_policy,
+)
 from lineage.workspace import Workspace
-from stages.prompt_sampling import BundledSource
+from stages.prompt_sources import BundledSource
 
 
 @flow(name="rounds", persist_result=False)
@@ -33,6 +40,7 @@ def rounds(
     place.require_writable()
     initial = policy = find_policy(config.policy)
     policy_generator(config, policy)  # without one a round would stop only after its training
+    require_comparable(config)
     run_ids = []
     for index in range(1, config.rounds + 1):
         if config.rounds > 1:
@@ -53,7 +61,10 @@ def dpo_round(
         curated = curate(context, config, policy)
         trained = train_policy(context, config, policy, reference, curated, index)
         compared = evaluate(context, config, curated, policy, trained.policy)
-        verdict = judge_round(context, config, curated.prompts, trained, compared)
+        _, sampled = compared[0]
+        both = (policy, trained.policy)
+        log_ratios = measure_kl(context, config, curated.prompts, both, sampled)
+        verdict = judge_round(context, config, curated.prompts, trained, compared, log_ratios)
         promoted = bool(verdict.read(workspace)["promoted"][0])
         if promoted:
             promote(workspace, config.name, trained)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.generators import check_server, managed_endpoint, require_same_template
 from flows.models import find_policy
@@ -13,11 +13,15 @@ from flows.vllm_server import stop_all
 from stages import scoring
 from stages.content_ids import content_hash
 from stages.endpoints import EndpointPool
+from stages.generation_settings import POLICY
 from stages.judge_prompts import load_rubric, prompt_hash
 from stages.judges import JUDGE_VERSION, Judge, JudgeScorer, judge_candidates
+from stages.log_probability import LogProbability, LogProbabilityScorer, judge_by_log_probability
+from stages.text_classifier import TextClassifier, TextClassifierScorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     import polars as pl
 
@@ -31,7 +35,18 @@ if TYPE_CHECKING:
     """From candidates and their prompts to judgments."""
 
 
-def deciding(scorer: Scorer) -> dict[str, Any]:
+T = TypeVar("T")
+
+OwnModels = (
+    scoring.RewardModelScorer
+    | scoring.ImplicitRewardScorer
+    | TextClassifierScorer
+    | LogProbabilityScorer
+)
+"""Scorers with models that prefmill finds by folder or hub id."""
+
+
+def deciding(scorer: Scorer, policy: Policy) -> dict[str, Any]:
     """Return what decides a scorer's verdicts, besides the candidates, as JSON.
 
     Raises:
@@ -43,17 +58,23 @@ def deciding(scorer: Scorer) -> dict[str, Any]:
     if isinstance(scorer, scoring.VotesScorer):
         hashed = {"votes": scoring.votes_fingerprint(scorer)}
         return settings | {"version": scoring.VOTES_VERSION, **hashed}
-    if isinstance(scorer, scoring.RewardModelScorer):
-        return settings | {"model": find_policy(scorer.model).identity}
-    if isinstance(scorer, scoring.ImplicitRewardScorer):
-        models = {role: find_policy(getattr(scorer, role)) for role in ("model", "reference")}
-        return settings | {role: found.identity for role, found in models.items()}
+    if isinstance(scorer, OwnModels):
+        roles = [role for role in ("model", "reference") if hasattr(scorer, role)]
+        return settings | {role: _model(scorer, policy, role).identity for role in roles}
     if isinstance(scorer, JudgeScorer):
         rubric = prompt_hash(load_rubric(scorer.rubric), system_role=scorer.system_role)
         judged = {"version": JUDGE_VERSION, "rubric": rubric}
         local = {"model": find_policy(scorer.model).identity} if _is_managed(scorer) else {}
         return settings | judged | local
     return settings
+
+
+def _model(scorer: OwnModels, policy: Policy, role: str = "model") -> Policy:
+    """Return the model that a scorer names."""
+    named = getattr(scorer, role)
+    if isinstance(scorer, LogProbabilityScorer) and named == POLICY:
+        return policy
+    return find_policy(named)
 
 
 def _is_managed(scorer: JudgeScorer) -> bool:
@@ -69,9 +90,17 @@ def check(scorer: Scorer, policy: Policy) -> None:
         EndpointError: no server, a wrong key or an unknown model.
         MissingFileError: its model, votes or rubric is not there.
     """
-    deciding(scorer)
+    deciding(scorer, policy)
     if isinstance(scorer, scoring.VotesScorer):
         scoring.read_votes(scorer)
+    if isinstance(scorer, TextClassifierScorer):
+        from stages.reward_model import output_index
+        from stages.reward_server import unloaded
+
+        folder = find_policy(scorer.model).folder
+        config, _, _ = unloaded(folder)
+        for label in scorer.labels:
+            output_index(config, label, str(folder), "labels")
     if isinstance(scorer, scoring.RewardModelScorer):
         from stages.chat_template import template_fingerprint
         from stages.reward_server import unloaded
@@ -95,33 +124,62 @@ def _served_name(scorer: JudgeScorer | scoring.RewardModelScorer) -> str:
 def opened(
     scorer: Scorer, writer: StageWriter, policy: Policy, budget: Budget, candidates: Dataset
 ) -> Iterator[JudgePart]:
-    """Yield the scorer, its model loaded or its server reached, as a function on one part.
+    """Yield the scorer as a function on one part.
+
+    Its model is loaded, or its server reached, for the first part: where all parts are there from
+    an earlier start, nothing is.
 
     Raises:
         DataError: votes on candidates that aren't there, and they are refused.
         ModelError: its model can't be used.
         EndpointError: its server can't be used.
     """
-    if isinstance(scorer, scoring.RulesScorer):
-        yield functools.partial(scoring.judge_by_rules, scorer=scorer)
-    elif isinstance(scorer, scoring.VotesScorer):
-        yield _voters(scorer, writer, candidates)
-    elif isinstance(scorer, scoring.RewardModelScorer | scoring.ImplicitRewardScorer):
-        with _reward_source(scorer, writer.workspace, policy, budget) as source:
-            yield functools.partial(scoring.judge_by_rewards, name=scorer.name, model=source)
-    else:
-        assert isinstance(scorer, JudgeScorer)
-        endpoint = scorer.endpoint
-        if _is_managed(scorer):
-            model = find_policy(scorer.model)
-            endpoint = managed_endpoint(scorer, model, writer.workspace)
-            scorer = scorer.model_copy(update={"model": model.name})
-        pool = EndpointPool(endpoint, budget, scorer.prices)
-        with pool, writer.journal(content_hash(scorer.name)) as memory:
-            pool.check(scorer.model)
-            judge = Judge(scorer, load_rubric(scorer.rubric), pool)
-            yield functools.partial(judge_candidates, judge=judge, memory=memory)
+    with contextlib.ExitStack() as stack:
+        if isinstance(scorer, scoring.RulesScorer):
+            yield functools.partial(scoring.judge_by_rules, scorer=scorer)
+        elif isinstance(scorer, scoring.VotesScorer):
+            yield _voters(scorer, writer, candidates)
+        elif isinstance(scorer, scoring.RewardModelScorer | scoring.ImplicitRewardScorer):
+            source = _once(stack, _reward_source(scorer, writer.workspace, policy, budget))
+            yield lambda answers, prompts: scoring.judge_by_rewards(
+                answers, prompts, scorer.name, source()
+            )
+        elif isinstance(scorer, TextClassifierScorer):
+            model = functools.cache(functools.partial(_classifier, scorer))
+            yield lambda answers, prompts: scoring.judge_by_rewards(
+                answers, prompts, scorer.name, model()
+            )
+        elif isinstance(scorer, LogProbabilityScorer):
+            yield _log_probabilities(scorer, policy)
+        else:
+            assert isinstance(scorer, JudgeScorer)
+            memory = stack.enter_context(writer.journal(content_hash(scorer.name)))
+            judge = _once(stack, opened_judge(scorer, writer.workspace, budget))
+            yield lambda answers, prompts: judge_candidates(answers, prompts, judge(), memory)
             memory.remove()
+
+
+def _once(stack: contextlib.ExitStack, context: AbstractContextManager[T]) -> Callable[[], T]:
+    """Return a function that enters a context when it is called first, and what that gave."""
+    return functools.cache(functools.partial(stack.enter_context, context))
+
+
+@contextlib.contextmanager
+def opened_judge(scorer: JudgeScorer, workspace: Workspace, budget: Budget) -> Iterator[Judge]:
+    """Yield a judge whose server is reached, and started if prefmill runs it.
+
+    Raises:
+        EndpointError: its server can't be used.
+        ModelError: its own server doesn't start.
+    """
+    endpoint = scorer.endpoint
+    if _is_managed(scorer):
+        model = find_policy(scorer.model)
+        endpoint = managed_endpoint(scorer, model, workspace)
+        scorer = scorer.model_copy(update={"model": model.name})
+    with EndpointPool(endpoint, budget, scorer.prices) as pool:
+        pool.check(scorer.model)
+        yield Judge(scorer, load_rubric(scorer.rubric), pool)
 
 
 def _voters(scorer: scoring.VotesScorer, writer: StageWriter, candidates: Dataset) -> JudgePart:
@@ -134,6 +192,41 @@ def _voters(scorer: scoring.VotesScorer, writer: StageWriter, candidates: Datase
 
     def judge(answers: pl.DataFrame, _prompts: pl.DataFrame) -> pl.DataFrame:
         return scoring.judge_by_votes(answers, votes, scorer)
+
+    return judge
+
+
+def _classifier(scorer: TextClassifierScorer) -> TextClassifier:
+    """Return the classifier, loaded."""
+    stop_all()
+    model = find_policy(scorer.model)
+    return TextClassifier(
+        model.folder,
+        scorer.labels,
+        model.name,
+        multi_label=scorer.multi_label,
+        batch_tokens=scorer.batch_tokens,
+    )
+
+
+def _log_probabilities(scorer: LogProbabilityScorer, policy: Policy) -> JudgePart:
+    """Return a model's log-probabilities as a scorer; it is loaded for what it didn't sample."""
+    model = _model(scorer, policy)
+
+    @functools.cache
+    def source() -> LogProbability:
+        stop_all()
+        loaded = LogProbability(model.folder, scorer.batch_tokens, model.name)
+        if not scorer.allow_other_template:
+            where = f"scorer {scorer.name!r}"
+            require_same_template(loaded.template_fingerprint, policy, where)
+        return loaded
+
+    def judge(candidates: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
+        def compute(others: pl.DataFrame) -> pl.DataFrame:
+            return scoring.judge_by_rewards(others, prompts, scorer.name, source())
+
+        return judge_by_log_probability(candidates, model.weights_hash, scorer.name, compute)
 
     return judge
 

@@ -11,19 +11,21 @@ import polars as pl
 from flows.forecast import is_paid
 from flows.models import find_policy
 from flows.progress import say
-from flows.scorers import opened
+from flows.scorers import opened, opened_judge
 from flows.stage_runner import RunContext, StageSpec, StageWriter
 from flows.vllm_server import stop_all
 from lineage.workspace import Dataset
 from stages import generation, pairing, prompt_sampling, scoring
-from stages.endpoints import Budget, EndpointPool
+from stages.endpoints import Budget
 from stages.errors import ConfigError, DataError
-from stages.generation import Answer, GenerationConfig, Sampling
+from stages.generation import Answer
+from stages.generation_settings import GenerationConfig, Sampling
 from stages.gold import ANSWERS, GoldConfig
 from stages.injections import INJECTIONS, GoldPair, injection_flip_rate
 from stages.judge_prompts import load_rubric
-from stages.judges import Judge, JudgeScorer, questions_per_prompt
-from stages.prompt_sampling import BundledSource, PromptSamplingConfig
+from stages.judges import JudgeScorer, questions_per_prompt
+from stages.prompt_sampling import PromptSamplingConfig
+from stages.prompt_sources import BundledSource
 from stages.scorer_health import require_every_candidate, scorer_health
 from stages.tables import GOLD_SPLIT
 
@@ -121,7 +123,7 @@ def selftest(
     try:
         asked = [_asked(s, config, workspace, prompts, (straight, swapped)) for s in tested.judges]
         judges = [scorer for scorer in tested.judges if isinstance(scorer, JudgeScorer)]
-        injected = [_injected(judge, prompts, config) for judge in judges]
+        injected = [_injected(judge, config, workspace, prompts) for judge in judges]
     finally:
         stop_all()
     first, second = (
@@ -142,22 +144,24 @@ def selftest(
 
 
 def _tested(scoring_config: ScoringConfig) -> ScoringConfig:
-    """Return the scorers that can be asked now.
+    """Return the scorers that can be asked now which answer is better.
 
     Raises:
-        ConfigError: there are only people's votes.
+        ConfigError: there are none, such as with people's votes alone.
     """
     absent = {s.name for s in scoring_config.scorers if isinstance(s, scoring.VotesScorer)}
+    absent |= {*scoring_config.gauges}
     absent |= {jury.name for jury in scoring_config.juries if absent & {*jury.members}}
     kept = tuple(scorer for scorer in scoring_config.scorers if scorer.name not in absent)
     if not kept:
         raise ConfigError(
-            "only people's votes are configured",
-            expected="a scorer that can be asked",
+            f"no scorer can be asked which answer is better: {', '.join(sorted(absent))}",
+            expected="a scorer that prefers answers; people voted on others",
             where="scoring.scorers",
         )
     if absent:
-        say(f"not tested: {', '.join(sorted(absent))} (people voted on other answers)")
+        said = "people voted on other answers; gauges of a text prefer none"
+        say(f"not tested: {', '.join(sorted(absent))} ({said})")
     return scoring_config.model_copy(update={"scorers": kept})
 
 
@@ -167,7 +171,7 @@ def _gold_prompts(config: PipelineConfig, count: int) -> pl.DataFrame:
     source = BundledSource(train=count, heldout=0)
     gold = GoldConfig(path=path, share=1.0)
     sampling = PromptSamplingConfig(sources=(source,), gold=gold, seed=config.seed)
-    return prompt_sampling.sample(sampling).filter(split=GOLD_SPLIT)
+    return prompt_sampling.sample(sampling).prompts.filter(split=GOLD_SPLIT)
 
 
 def requests_of(scorer: Scorer, prompts: int) -> int:
@@ -273,7 +277,7 @@ class _Labels:
 
     def _of(self, judged: _Judged, name: str) -> set[tuple[str, str, str]]:
         """Return (prompt id, chosen text, rejected text) of every pair that a scorer makes."""
-        settings = self.pairs.model_copy(update={"scorer": name})
+        settings = self.pairs.by_scores_of(name)
         pairs = pairing.pair(judged.candidates, judged.scores, settings)
         texts = dict(judged.candidates.select("candidate_id", "completion").iter_rows())
         ids = pairs.select("prompt_id", "chosen_candidate_id", "rejected_candidate_id")
@@ -306,15 +310,16 @@ def _planted(judged: _Judged, prompts: pl.DataFrame, tested: ScoringConfig) -> I
             yield Finding(row["measure"], row["scorer"], *values, detail)
 
 
-def _injected(scorer: JudgeScorer, prompts: pl.DataFrame, config: PipelineConfig) -> Finding:
+def _injected(
+    scorer: JudgeScorer, config: PipelineConfig, workspace: Workspace, prompts: pl.DataFrame
+) -> Finding:
     """Return how often a judge's verdicts change, and can't be read, with an injection."""
     rubric = load_rubric(scorer.rubric)
     pairs = [
         GoldPair(messages, *(json.loads(gold)[kind] for kind in ANSWERS))
         for messages, gold in prompts.select("messages", "gold").head(INJECTED_PAIRS).iter_rows()
     ]
-    with EndpointPool(scorer.endpoint, _budget(config), scorer.prices) as pool:
-        judge = Judge(scorer, rubric, pool)
+    with opened_judge(scorer, workspace, _budget(config)) as judge:
         report = injection_flip_rate(judge.texts, rubric, pairs, system_role=scorer.system_role)
     limit = MAXIMUM_UNREADABLE_SHARE
     passed = report.verdicts > 0 and report.unreadable <= limit * report.verdicts

@@ -30,15 +30,16 @@ def async_map(
 ) -> Generator[R]:
     """Yield ``work(item)`` of every item as it finishes, in any order.
 
-    The event loop runs in a thread of its own, within ``around()``; items are pulled in the
-    caller's thread, a quarter of ``workers`` ahead. An exception of the items, of ``before_each``
-    or of the work starts nothing new; what is under way and finishes is yielded, then the first
-    exception is raised. Closing the iterator cancels all work and joins the thread.
+    The event loop runs in a thread of its own, within ``around()``. Items are pulled in the
+    caller's thread, as many ahead as there are workers, since answers often come in bursts. An
+    exception of the items, of ``before_each`` or of the work starts nothing new; what is under way
+    and finishes is yielded, then the first exception is raised. Closing the iterator cancels all
+    work and joins the thread.
     """
     background = _Background(work, workers, around, before_each)
     background.thread.start()
     try:
-        yield from _fed(background, iter(items), workers + workers // 4 + 1)
+        yield from _fed(background, iter(items), 2 * workers)
     finally:
         background.stop()
 

@@ -4,170 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import polars as pl
-import pydantic
 
 from stages.chat_template import find_control_tokens
-from stages.configuration import NOT_EMPTY, OPERATIONAL, Config
 from stages.content_ids import content_hash, content_ids
-from stages.endpoints import EndpointConfig, Prices
 from stages.errors import ConfigError, DataError
 from stages.gold import ANSWERS as GOLD_ANSWERS
 from stages.tables import CANDIDATES, GOLD_SPLIT, SPLITS
-from stages.vllm_settings import VllmServerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from stages.generation_settings import GenerationConfig, Sampling
+
 VERSION = 2
 
-POLICY = "policy"
-"""As a generator's or scorer's model: the model that the run trains."""
-
-Temperature = Annotated[float, pydantic.Field(ge=0, le=5)]
-TopP = Annotated[float, pydantic.Field(gt=0, le=1)]
-Samples = Annotated[int, pydantic.Field(ge=1, le=1024)]
-
-
-class GeneratorConfig(Config):
-    """What every generator can say for itself; null takes the value of `generation`."""
-
-    name: str | None = None
-    """The generator's name in the tables; null: its model's name."""
-    samples_per_prompt: Samples | None = None
-    """Completions of each train prompt by this generator."""
-    temperature: Temperature | None = None
-    """0 is greedy."""
-    top_p: TopP | None = None
-    """Nucleus sampling mass."""
-    system_prompt: str | None = None
-    """Put before each conversation, in place of a system turn that it has; recorded."""
-    allow_other_template: Annotated[bool, OPERATIONAL] = False
-    """Let this model's chat template or tokenizer differ from the policy's."""
-
-
-class TransformersGenerator(GeneratorConfig):
-    """A model that runs in this process, for small models."""
-
-    engine: Literal["transformers"] = "transformers"
-    model: str = POLICY
-    """`policy` (the run's own), a folder or a hub id."""
-    threads: pydantic.PositiveInt | None = None
-    """CPU threads; null is torch's own choice. Tiny models want 1."""
-
-
-class VllmGenerator(GeneratorConfig):
-    """A model on a vLLM server, which prefmill starts and stops itself."""
-
-    engine: Literal["vllm"] = "vllm"
-    model: str = POLICY
-    """`policy` (the run's own), a folder or a hub id."""
-    server: VllmServerConfig = VllmServerConfig()
-    """How the server is started."""
-    endpoint: Annotated[EndpointConfig, OPERATIONAL] = EndpointConfig()
-    """How it is spoken to; with `base_urls` servers that run already are used, none is started."""
-    logprobs: bool = False
-    """Record each completion's log-probability; it costs the server time and the network bytes."""
-    served_name: Annotated[str | None, OPERATIONAL] = None
-    """The model's name at servers that run already; null: as in `model`."""
-
-
-class OpenAIGenerator(GeneratorConfig):
-    """A model behind any OpenAI-compatible endpoint."""
-
-    engine: Literal["openai"] = "openai"
-    model: str
-    """The model's name at the endpoint."""
-    endpoint: Annotated[EndpointConfig, OPERATIONAL] = EndpointConfig()
-    """Where it is and how it is spoken to."""
-    tokenizer: str | None = None
-    """A folder or hub id with the model's tokenizer: prompts are then counted beforehand."""
-    prices: Annotated[Prices | None, OPERATIONAL] = None
-    """What its tokens cost."""
-    maximum_choices_per_request: Annotated[pydantic.PositiveInt, OPERATIONAL] = 128
-    """The endpoint's limit of `n`; more samples are asked for in several requests."""
-    token_limit_field: Annotated[Literal["max_tokens", "max_completion_tokens"], OPERATIONAL] = (
-        "max_completion_tokens"  # noqa: S105 - no password
-    )
-    """What the endpoint calls the limit of a completion's tokens."""
-
-
-Generator = Annotated[
-    TransformersGenerator | VllmGenerator | OpenAIGenerator,
-    pydantic.Field(discriminator="engine"),
-]
-
-
-class GenerationConfig(Config):
-    """How completions are sampled, and by whom."""
-
-    generators: Annotated[tuple[Generator, ...], NOT_EMPTY] = (TransformersGenerator(),)
-    """Each answers every prompt. Evaluation uses the first one whose model is `policy`."""
-    samples_per_prompt: Samples = 8
-    """N: completions of each train prompt by each generator."""
-    heldout_samples_per_prompt: Samples = 4
-    """Completions of each held-out prompt by each generator."""
-    temperature: Temperature = 1.0
-    """0 is greedy."""
-    top_p: TopP = 1.0
-    """Nucleus sampling mass."""
-    max_completion_tokens: pydantic.PositiveInt = 512
-    """A completion is cut here and recorded as `finish_reason: length`."""
-    prompts_per_part: pydantic.PositiveInt = 32
-    """Prompts committed together; in this process also generated together, what a kill can lose."""
-    control_tokens: Literal["skip", "refuse"] = "skip"
-    """A prompt with a control token's text in it could fake turns: missing answers, or an error."""
-    maximum_missing_share: Annotated[float, pydantic.Field(ge=0, le=1), OPERATIONAL] = 0.05
-    """More completions missing after all attempts stop the run; started again, it asks anew."""
-    seed: int = 0
-    """Each prompt's own seed is derived from this one and its id."""
-
-    @pydantic.model_validator(mode="after")
-    def _distinct_names(self) -> Self:
-        names = [generator.name or generator.model for generator in self.generators]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two generators have the same name: {', '.join(names)}")
-        return self
-
-
-class Sampling(NamedTuple):
-    """How one generator samples, with nothing left to look up."""
-
-    samples: int
-    heldout_samples: int
-    temperature: float
-    top_p: float
-    max_completion_tokens: int
-    system_prompt: str | None
-    seed: int
-
-    def samples_for(self, split: str) -> int:
-        """Return how many completions each prompt of a split gets."""
-        return self.heldout_samples if split == "heldout" else self.samples
-
-    def deciding(self) -> dict[str, Any]:
-        """Return the values as JSON."""
-        return self._asdict()
-
-
-def sampling_of(generator: GeneratorConfig, config: GenerationConfig) -> Sampling:
-    """Return how ``generator`` samples: its own values, else the generation's."""
-
-    def own(name: str) -> Any:
-        value = getattr(generator, name)
-        return getattr(config, name) if value is None else value
-
-    return Sampling(
-        own("samples_per_prompt"),
-        config.heldout_samples_per_prompt,
-        own("temperature"),
-        own("top_p"),
-        config.max_completion_tokens,
-        generator.system_prompt,
-        config.seed,
-    )
+OWN_COLUMNS = (
+    "prompt_id",
+    "sample_index",
+    "seed",
+    "completion",
+    "finish_reason",
+    "error",
+    "prompt_tokens",
+    "completion_tokens",
+    "logprob_sum",
+    "latency_seconds",
+    "cost",
+)
+"""Of CANDIDATES: those that differ between the candidates of one generator."""
 
 
 class SampledCompletion(NamedTuple):
@@ -188,6 +55,15 @@ class Request(NamedTuple):
     seed: int
     samples: int
 
+    def after(self, answer: Answer) -> Request:
+        """Return what to ask for the samples that an earlier answer lacks.
+
+        Its seed is another one, so that the server does not give the same samples again.
+        """
+        there = self.samples - answer.missing
+        seed = prompt_seed(self.seed, f"after {there}") if there else self.seed
+        return self._replace(samples=answer.missing, seed=seed)
+
 
 class Answer(NamedTuple):
     """What an engine gives for one request: exactly as many samples as asked."""
@@ -202,6 +78,22 @@ class Answer(NamedTuple):
     def missing(self) -> int:
         """How many samples have no text."""
         return sum(sample.text is None for sample in self.samples)
+
+    def completed_by(self, later: Answer) -> Answer:
+        """Return the answer with a later one's samples in place of the missing ones.
+
+        Every sample that is there keeps its index.
+        """
+        there = [sample for sample in self.samples if sample.text is not None]
+        latency, cost = (
+            None if first is None and second is None else (first or 0.0) + (second or 0.0)
+            for first, second in (
+                (self.latency_seconds, later.latency_seconds),
+                (self.cost, later.cost),
+            )
+        )
+        prompt_tokens = later.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
+        return Answer(self.prompt_id, [*there, *later.samples], prompt_tokens, latency, cost)
 
 
 class Engine(Protocol):
@@ -248,7 +140,7 @@ def plan_parts(
             control token and they are refused.
     """
     asked = prompts.filter(pl.col("split") != GOLD_SPLIT)
-    conversations = [_conversation(m, sampling) for m in asked["messages"].to_list()]
+    conversations = [conversation(m, sampling) for m in asked["messages"].to_list()]
     texts = ["\n".join(turn["content"] for turn in turns) for turns in conversations]
     found = find_control_tokens(texts, engine.control_tokens)
     counts = engine.count_prompt_tokens(conversations)
@@ -268,7 +160,7 @@ def count_parts(prompts: pl.DataFrame, config: GenerationConfig) -> int:
     return sum(-(-rows // config.prompts_per_part) for rows in per_split)
 
 
-def _conversation(messages: list[dict[str, str]], sampling: Sampling) -> list[dict[str, str]]:
+def conversation(messages: list[dict[str, str]], sampling: Sampling) -> list[dict[str, str]]:
     """Return the messages with the generator's own system prompt, if it has one."""
     if sampling.system_prompt is None:
         return messages
@@ -327,7 +219,7 @@ def requests_of(part: pl.DataFrame, sampling: Sampling) -> list[Request]:
     return [
         Request(
             prompt_id,
-            _conversation(messages, sampling),
+            conversation(messages, sampling),
             prompt_seed(sampling.seed, prompt_id),
             samples,
         )
@@ -360,45 +252,39 @@ def candidates_of(
         for prompt in part.iter_rows(named=True)
         for row in _rows(prompt, answers.get(prompt["prompt_id"]), sampling, samples)
     ]
+    same = {
+        "generator": generator,
+        "generator_hash": generator_hash(engine.weights_hash, sampling),
+        "model": engine.model_name,
+        "weights_hash": engine.weights_hash,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_completion_tokens": sampling.max_completion_tokens,
+        "system_prompt": sampling.system_prompt,
+        "template_fingerprint": engine.template_fingerprint,
+    }
+    columns = dict(zip(OWN_COLUMNS, zip(*rows, strict=True), strict=True))
+    columns |= {name: (value,) * len(rows) for name, value in same.items()}
     schema = CANDIDATES.empty().schema
-    frame = pl.DataFrame(rows, schema={name: schema[name] for name in rows[0]}).with_columns(
-        generator=pl.lit(generator),
-        generator_hash=pl.lit(generator_hash(engine.weights_hash, sampling)),
-        model=pl.lit(engine.model_name),
-        weights_hash=pl.lit(engine.weights_hash),
-        temperature=pl.lit(sampling.temperature, dtype=pl.Float64),
-        top_p=pl.lit(sampling.top_p, dtype=pl.Float64),
-        max_completion_tokens=pl.lit(sampling.max_completion_tokens, dtype=pl.Int64),
-        system_prompt=pl.lit(sampling.system_prompt, dtype=pl.String),
-        template_fingerprint=pl.lit(engine.template_fingerprint, dtype=pl.String),
-    )
-    return _with_ids(frame)
+    return with_ids(pl.DataFrame(columns, schema={name: schema[name] for name in columns}))
 
 
 def _rows(
     prompt: dict[str, Any], answer: Answer | None, sampling: Sampling, samples: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the columns that differ between one prompt's candidates."""
+) -> Iterator[tuple[Any, ...]]:
+    """Yield OWN_COLUMNS of one prompt's candidates."""
+    prompt_id = prompt["prompt_id"]
     if answer is None:
-        error = "control_token_in_prompt" if prompt["control_token"] else "not_asked"
-        missing = SampledCompletion(None, "error", 0, None, error)
-        answer = Answer(prompt["prompt_id"], [missing] * samples)
+        reason = "control_token_in_prompt" if prompt["control_token"] else "not_asked"
+        missing = SampledCompletion(None, "error", 0, None, reason)
+        answer = Answer(prompt_id, [missing] * samples)
     require_samples(answer, samples)
-    known = answer.prompt_tokens
-    for index, sample in enumerate(answer.samples):
-        yield {
-            "prompt_id": prompt["prompt_id"],
-            "sample_index": index,
-            "seed": prompt_seed(sampling.seed, prompt["prompt_id"]),
-            "completion": sample.text,
-            "finish_reason": sample.finish_reason,
-            "error": sample.error,
-            "prompt_tokens": prompt["prompt_tokens"] if known is None else known,
-            "completion_tokens": sample.tokens,
-            "logprob_sum": sample.logprob_sum,
-            "latency_seconds": answer.latency_seconds,
-            "cost": None if answer.cost is None else answer.cost / samples,
-        }
+    seed = prompt_seed(sampling.seed, prompt_id)
+    counted = prompt["prompt_tokens"] if answer.prompt_tokens is None else answer.prompt_tokens
+    cost = None if answer.cost is None else answer.cost / samples
+    for index, (text, finish_reason, tokens, logprob_sum, error) in enumerate(answer.samples):
+        own = (prompt_id, index, seed, text, finish_reason, error, counted, tokens, logprob_sum)
+        yield (*own, answer.latency_seconds, cost)
 
 
 def require_samples(answer: Answer, samples: int) -> None:
@@ -415,7 +301,8 @@ def require_samples(answer: Answer, samples: int) -> None:
         )
 
 
-def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
+def with_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return candidates with their ids, made of what tells them apart, and columns in order."""
     identity = ["prompt_id", "generator", "generator_hash", "seed", "sample_index", "completion"]
     ids = content_ids(frame, "candidate", identity)
     return frame.with_columns(ids).select(CANDIDATES.column_names)
@@ -446,4 +333,4 @@ def gold_candidates(prompts: pl.DataFrame) -> pl.DataFrame:
         for name, kind in schema.items()
         if name not in given and name != "candidate_id"
     ]
-    return _with_ids(pl.DataFrame(rows, schema=given).with_columns(filled))
+    return with_ids(pl.DataFrame(rows, schema=given).with_columns(filled))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from stages.content_ids import weights_hash
 from stages.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 UNUSED_HEADS = ("lm_head.", "model.lm_head.")
@@ -38,20 +40,44 @@ def load_model(
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    try:
+    with readable("model", folder):
         name = weights_hash(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
+    with readable("model", folder):
         model, loading = getattr(transformers, kind).from_pretrained(
             folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
+    _require_whole(loading, type(model).__name__, str(folder))
+    return LoadedModel(model.to(device).eval(), tokenizer, name, device)
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """Return the tokenizer in a folder, or of a hub id.
+
+    Raises:
+        ModelError: it can't be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with readable("tokenizer", folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def readable(what: str, folder: Path | str) -> Iterator[None]:
+    """Name the folder in whatever reading from it raises.
+
+    Raises:
+        ModelError: anything was raised.
+    """
+    try:
+        yield
     except Exception as error:  # noqa: BLE001 - safetensors and tokenizers raise bare ones
         raise ModelError(
-            f"the model cannot be loaded: {error}",
+            f"the {what} cannot be loaded: {error}",
             expected="a Hugging Face folder with config, safetensors and tokenizer",
             where=str(folder),
         ) from None
-    _require_whole(loading, type(model).__name__, str(folder))
-    return LoadedModel(model.to(device).eval(), tokenizer, name, device)
 
 
 def _require_whole(loading: dict[str, Any], architecture: str, where: str) -> None:

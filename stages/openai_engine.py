@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from stages.endpoints import EndpointPool, Prices
-    from stages.generation import Request, Sampling
+    from stages.generation import Request
+    from stages.generation_settings import Sampling
 
 FINISH_REASONS = {
     "stop": "stop",

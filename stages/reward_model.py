@@ -31,14 +31,62 @@ class RewardOutcome(NamedTuple):
     error: str | None = None
 
 
-class RewardModel:
+class SequenceClassifier:
     """A Hugging Face sequence-classification model of any architecture that reads text once.
 
     Decoders (a linear `score` head) are read at their last real token, found by the attention
     mask. Transformers itself looks for the last token that isn't the padding token: where that is
-    EOS it reads too early, and chosen and rejected can get equal scores. Encoders run their own
-    head. Conversations are rendered by the model's own chat template, which writes all special
-    tokens.
+    EOS it reads too early, and different texts can get equal outputs. Encoders run their own head.
+    """
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: the folder holds no such model, or one that can't tell padding from text.
+        """
+        loaded = load_model(folder, "AutoModelForSequenceClassification")
+        self.model_name = name or folder.name
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.weights_hash, self.device = loaded.weights_hash, loaded.device
+        self.head = _last_token_head(loaded.model)
+        config = loaded.model.config
+        padding = config.get_text_config().pad_token_id
+        self.padding: int = self.tokenizer.pad_token_id if padding is None else padding
+        if self.head is None:
+            _require_encoder(config, self.tokenizer, self.padding, str(folder))
+        elif self.padding is None:
+            self.padding = 0  # masked, and never looked for
+
+    def outputs(self, sequences: Sequence[list[int]]) -> torch.Tensor:
+        """Return the raw outputs (rows, labels) of sequences of token ids, in float64."""
+        import torch
+
+        tokens, mask = right_padded(sequences, self.padding, self.device)
+        with torch.inference_mode():
+            if self.head is None:
+                logits = self.model(input_ids=tokens, attention_mask=mask).logits
+            else:
+                logits = self._at_last_token(tokens, mask)
+        outputs: torch.Tensor = logits.double()
+        return outputs
+
+    def _at_last_token(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (rows, labels) of the last real tokens, the head in fp32."""
+        import torch
+
+        assert self.head is not None
+        output = self.model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        last = output.last_hidden_state[rows, mask.sum(dim=1) - 1]
+        bias = None if self.head.bias is None else self.head.bias.float()
+        return torch.nn.functional.linear(last.float(), self.head.weight.float(), bias)
+
+
+class RewardModel(SequenceClassifier):
+    """A reward model: conversations are rendered by its own chat template.
+
+    The template writes all special tokens.
     """
 
     def __init__(
@@ -59,24 +107,15 @@ class RewardModel:
             ModelError: the folder holds no such model, or its template can't be used.
             ConfigError: ``output`` is none of the model's, or needed and not given.
         """
-        loaded = load_model(folder, "AutoModelForSequenceClassification")
-        self.model_name = name or folder.name
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.weights_hash, self.device = loaded.weights_hash, loaded.device
-        config = loaded.model.config
-        self.output = output_index(config, output, str(folder))
+        super().__init__(folder, name)
+        self.output = output_index(self.model.config, output, str(folder))
         check_rendering(self.tokenizer, str(folder))
         self.template_fingerprint = template_fingerprint(self.tokenizer)
-        limit = context_limit(config, self.tokenizer)
+        limit = context_limit(self.model.config, self.tokenizer)
         self.max_length_tokens = min(limit, max_length_tokens or limit)
         self.batch_tokens = batch_tokens
-        self.head = _last_token_head(loaded.model)
-        padding = config.get_text_config().pad_token_id
-        self.padding: int = self.tokenizer.pad_token_id if padding is None else padding
         if self.head is None:
-            _require_encoder(config, self.tokenizer, self.padding, str(folder))
-        elif self.padding is None:
-            self.padding = 0  # masked, and never looked for
+            _require_cls(self.tokenizer, str(folder))
 
     def score(self, conversations: Sequence[Conversation]) -> list[RewardOutcome]:
         """Return the reward of each conversation's last turn, the assistant's, in their order.
@@ -88,31 +127,8 @@ class RewardModel:
             render_each(self.tokenizer, conversations),
             self.max_length_tokens,
             self.batch_tokens,
-            lambda _, sequences: self._rewards(sequences),
+            lambda _, sequences: self.outputs(sequences)[:, self.output].tolist(),
         )
-
-    def _rewards(self, sequences: list[list[int]]) -> list[float]:
-        import torch
-
-        tokens, mask = right_padded(sequences, self.padding, self.device)
-        with torch.inference_mode():
-            if self.head is None:
-                logits = self.model(input_ids=tokens, attention_mask=mask).logits
-            else:
-                logits = self._at_last_token(tokens, mask)
-        chosen: list[float] = logits[:, self.output].double().tolist()
-        return chosen
-
-    def _at_last_token(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the outputs (rows, outputs) of the last real tokens, the head in fp32."""
-        import torch
-
-        assert self.head is not None
-        output = self.model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        last = output.last_hidden_state[rows, mask.sum(dim=1) - 1]
-        bias = None if self.head.bias is None else self.head.bias.float()
-        return torch.nn.functional.linear(last.float(), self.head.weight.float(), bias)
 
 
 def score_in_batches(
@@ -155,7 +171,7 @@ def rewarded(reward: float, tokens: int) -> RewardOutcome:
     return RewardOutcome(None, tokens, f"not_finite: the model gave {reward}")
 
 
-def output_index(config: Any, output: str | None, where: str) -> int:
+def output_index(config: Any, output: str | None, where: str, key: str = "output") -> int:
     """Return the index of the output called ``output``, or of the only one.
 
     Raises:
@@ -168,10 +184,10 @@ def output_index(config: Any, output: str | None, where: str) -> int:
     if output is None or names.count(output) != 1:
         found = f"the output {output!r} is not one" if output else "no output is named"
         raise ConfigError(
-            f"{found} of the reward model's {len(names)}{nearest(output or '', names)}",
+            f"{found} of the model's {len(names)}{nearest(output or '', names)}",
             expected=f"one of {known}",
             where=where,
-            remedy="set `output` of the scorer; the names are those of id2label in config.json",
+            remedy=f"set `{key}` of the scorer; the names are those of id2label in config.json",
         )
     return names.index(output)
 
@@ -188,21 +204,34 @@ def _require_encoder(config: Any, tokenizer: Any, padding: int | None, where: st
     """Pass when the model's own forward pass tells padding from text by itself.
 
     Raises:
-        ModelError: it doesn't, or the template lacks the token that its head reads.
+        ModelError: it doesn't.
     """
     fault = ""
     if config.is_encoder_decoder:
         fault = "is an encoder-decoder, which needs one EOS in every text"
     elif padding is None or padding == tokenizer.eos_token_id:
         fault = "finds the end of a text by a padding token, and has none of its own"
-    else:
-        (ids,) = render(tokenizer, [[{"role": "user", "content": "Hi"}]])
-        if tokenizer.cls_token_id not in {None, ids[0]}:
-            fault = f"reads {tokenizer.cls_token!r}, which the chat template does not write first"
     if fault:
-        raise ModelError(
-            f"the reward model {fault}",
-            expected="a decoder with a linear `score` head, or an encoder with its own tokens",
-            where=where,
-            remedy="use another reward model, or mend its tokenizer and chat template",
+        raise _unfit(fault, where)
+
+
+def _require_cls(tokenizer: Any, where: str) -> None:
+    """Pass when the template writes the token that an encoder's head reads.
+
+    Raises:
+        ModelError: it doesn't.
+    """
+    (ids,) = render(tokenizer, [[{"role": "user", "content": "Hi"}]])
+    if tokenizer.cls_token_id not in {None, ids[0]}:
+        raise _unfit(
+            f"reads {tokenizer.cls_token!r}, which the chat template does not write first", where
         )
+
+
+def _unfit(fault: str, where: str) -> ModelError:
+    return ModelError(
+        f"the model {fault}",
+        expected="a decoder with a linear `score` head, or an encoder with its own tokens",
+        where=where,
+        remedy="use another model, or mend its tokenizer and chat template",
+    )

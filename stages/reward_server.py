@@ -8,7 +8,7 @@ from stages.chat_template import check_rendering, template_fingerprint
 from stages.content_ids import weights_hash
 from stages.endpoints import RequestFailedError
 from stages.errors import ModelError
-from stages.model_loading import context_limit
+from stages.model_loading import context_limit, load_tokenizer, readable
 from stages.reward_model import RewardOutcome, output_index, rewarded, unreadable
 from stages.text_batches import render_each
 
@@ -111,18 +111,12 @@ def unloaded(folder: Path) -> tuple[Any, Any, str]:
     Raises:
         ModelError: they can't be read, or are those of a model with another head.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    try:
+    with readable("model", folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         name = weights_hash(folder)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones
-        raise ModelError(
-            f"the model cannot be loaded: {error}",
-            expected="a Hugging Face folder with config, safetensors and tokenizer",
-            where=str(folder),
-        ) from None
+    tokenizer = load_tokenizer(folder)
     architectures = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise ModelError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.chat_template import check_template, control_tokens, render, template_fingerprint
-from stages.generation import Answer, Request, SampledCompletion, Sampling
+from stages.generation import Answer, Request, SampledCompletion
+from stages.generation_settings import Sampling
 from stages.model_loading import load_model
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import time
 
 import polars as pl
 import pytest
@@ -14,16 +15,14 @@ from flows.configuration import resolve
 from flows.curation import generate_candidates, sample_prompts
 from flows.stage_runner import RunContext, StageSpec, StageWriter
 from lineage.workspace import Workspace
+from stages.endpoints import EndpointConfig, EndpointPool
 from stages.errors import DataError, EndpointError
-from stages.generation import (
-    Answer,
-    SampledCompletion,
-    TransformersGenerator,
-    count_parts,
-    sampling_of,
-)
+from stages.generation import Answer, SampledCompletion, count_parts
+from stages.generation_settings import TransformersGenerator, sampling_of
+from stages.openai_engine import KnownModel, OpenAIEngine, OpenAISettings
 from stages.tables import CANDIDATES
 from tests.stages.rows import prompts as prompt_rows
+from tests.stub_server import Stub
 
 GENERATION = {
     "samples_per_prompt": 3,
@@ -179,7 +178,10 @@ def test_a_part_that_is_whole_is_committed_before_the_stage_ends(tmp_path):
         def answers(self, batches, sampling):
             batches = list(batches)
             for place, batch in enumerate(batches):
-                assert len(committed(tmp_path)) == place
+                deadline = time.monotonic() + 30
+                while len(committed(tmp_path)) < place:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)
                 yield from super().answers([batch], sampling)
 
     answered(tmp_path, InOrder())
@@ -213,8 +215,17 @@ def test_too_many_stop_the_stage_and_only_they_are_asked_for_again(undisturbed, 
     assert "share of 0.1" in caught.value.expected
     assert len(committed(tmp_path)) < PARTS
     again = Scripted()
-    assert answered(tmp_path, again).equals(undisturbed)
+    made = answered(tmp_path, again)
     assert sorted(again.asked) == ["prompt_00", "prompt_05"]
+    # Of prompt_05 only the third sample was asked for: it is the second engine's first one.
+    columns = ("prompt_id", "sample_index", "completion")
+    (third,) = set(made.select(columns).rows()) - set(undisturbed.select(columns).rows())
+    assert third == ("prompt_05", 2, "prompt_05 says 0 ä")
+    of_05 = made.filter(prompt_id="prompt_05").select("latency_seconds", "cost").unique()
+    assert of_05.rows() == [(1.0, pytest.approx(0.5 / 3))], "of both requests together"
+    assert made.filter(pl.col("prompt_id") != "prompt_05").equals(
+        undisturbed.filter(pl.col("prompt_id") != "prompt_05")
+    )
 
 
 def test_the_share_may_be_raised_between_two_starts(tmp_path):
@@ -243,6 +254,66 @@ def test_another_number_of_samples_stops_the_stage(undisturbed, tmp_path, extra)
     assert committed(tmp_path) == []
     # The wrong answer is nowhere: an engine that is mended gets on.
     assert answered(tmp_path, Scripted()).equals(undisturbed)
+
+
+def test_after_a_stop_a_prompt_is_asked_only_for_the_samples_that_it_lacks(tmp_path):
+    """A real request: of 3 choices one is null, and no attempt is left for it."""
+    bodies = []
+
+    def respond(body):
+        bodies.append(body)
+        return f"{body['messages'][-1]['content']} {body['seed']}"
+
+    def started(stub, **endpoint):
+        config = EndpointConfig(base_urls=(stub.url,), attempts=1, **endpoint)
+        with EndpointPool(config, backoff_seconds=0.001) as pool:
+            engine = OpenAIEngine(pool, "stub-model", KnownModel("m", "w"), OpenAISettings())
+            return answered(tmp_path, engine, PROMPTS.head(5), maximum_missing_share=0.0)
+
+    with (
+        Stub(faults={"null": 1.0}, respond=respond) as stub,
+        pytest.raises(EndpointError, match="5 of 15 completions are missing: 5 null_choice"),
+    ):
+        started(stub)
+    first, bodies[:] = [body for body in bodies if body["n"] == 3], []
+    with Stub(respond=respond) as stub:
+        made = started(stub)
+    assert [body["n"] for body in bodies] == [1] * 5
+    assert not {body["seed"] for body in bodies} & {body["seed"] for body in first}
+    said = [{b["messages"][0]["content"]: b["seed"] for b in asked} for asked in (first, bodies)]
+    for (number,), rows in made.sort("prompt_id").group_by("prompt_id", maintain_order=True):
+        question = f"Say {int(number[-2:])}"
+        seeds = [said[0][question], said[0][question], said[1][question]]
+        assert rows["sample_index"].to_list() == [0, 1, 2]
+        assert rows["completion"].to_list() == [f"{question} {seed}" for seed in seeds]
+    assert made["candidate_id"].n_unique() == 15
+    assert made["seed"].n_unique() == 5, "the prompt's own, whatever was asked for it"
+
+
+def test_where_every_part_is_there_no_engine_is_started(undisturbed, tmp_path):
+    answered(tmp_path, Scripted())
+    writer = writer_in(tmp_path)
+    # Killed after its last part: the journal lies there yet.
+    with writer.journal("00000") as journal:
+        journal.put("prompt_00", None)
+    generator = Fake(None)
+    generator.engine = None
+    answer_prompts(writer, PROMPTS, generator, config_of())
+    assert writer.read(writer.dataset("candidates")).equals(undisturbed)
+    assert journals(tmp_path) == []
+
+
+def test_what_goes_wrong_in_writing_a_part_stops_the_stage(undisturbed, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.stage_runner.write_part", full)
+        with pytest.raises(OSError, match="no space left"):
+            answered(tmp_path, Scripted())
+    again = Scripted()
+    assert answered(tmp_path, again).equals(undisturbed)
+    assert len(again.asked) <= 14 - 2, "the smallest part, two prompts, was whole and journaled"
 
 
 # --- control tokens

@@ -6,15 +6,19 @@ import shutil
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from flows.configuration import BUNDLED_MODEL, resolve
 from flows.generators import policy_generator, ready_generators
 from flows.models import find_policy, policy_in
+from flows.sampling import content_of
 from flows.tracked_run import make_run_id
 from stages.errors import ConfigError, ModelError
+from stages.model_loading import load_tokenizer
 
 POLICY = find_policy("bundled")
+NOTHING_SEEN = pl.Series([], dtype=pl.String)
 VLLM_IS_THERE = {"python": sys.executable}
 OPENAI = {"engine": "openai", "model": "m", "endpoint": {"base_urls": ["http://127.0.0.1:9/v1"]}}
 
@@ -127,13 +131,25 @@ def test_a_tokenizer_beside_a_served_model_is_compared_too(other_template):
         refused.check()
 
 
+def test_a_generators_tokenizer_is_loaded_once(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "flows.generators.load_tokenizer",
+        lambda folder: loaded.append(folder) or load_tokenizer(folder),
+    )
+    (generator,) = ready({"engine": "vllm", "server": VLLM_IS_THERE})
+    generator.check()
+    generator.check()
+    assert loaded == [BUNDLED_MODEL]
+
+
 def test_a_changed_gold_file_is_another_run(tmp_path):
     path = tmp_path / "gold.jsonl"
 
     def run_id(text):
         path.write_text(text)
         config = config_of({"engine": "transformers"}, prompts={"gold": {"path": str(path)}})
-        return make_run_id("refresh", config, POLICY, 0)
+        return make_run_id("refresh", config, POLICY, content_of(config, NOTHING_SEEN), 0)
 
     one = run_id('{"prompt": "a", "good": "b", "damaged": "c"}\n')
     assert run_id('{"prompt": "a", "good": "b", "damaged": "d"}\n') != one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pytest
 
 from flows.configuration import BUNDLED_MODEL, resolve
@@ -9,7 +10,10 @@ from flows.forecast import SAMPLED_PROMPTS, forecast, total
 from flows.generators import ready_generators
 from flows.models import find_policy
 from flows.preflight import require_usable
-from lineage.workspace import Workspace
+from flows.scorers import opened
+from flows.stage_runner import RunContext, StageSpec, StageWriter
+from lineage.workspace import Dataset, Workspace
+from stages.endpoints import Budget
 from stages.errors import ConfigError, EndpointError, MissingFileError, ModelError
 from stages.prompt_sampling import sample
 from tests.stub_server import Stub
@@ -54,7 +58,7 @@ def configured(generators, scorers=({"kind": "rules"},), train=20, **generation)
 
 def checked(config):
     policy = find_policy(config.policy)
-    require_usable(config, ready_generators(config, policy), sample(config.prompts))
+    require_usable(config, ready_generators(config, policy), sample(config.prompts).prompts)
 
 
 def test_what_can_be_used_passes(stub):
@@ -120,6 +124,21 @@ def test_another_chat_template_is_refused_unless_allowed(stub, tmp_path):
     checked(configured([{**other, "allow_other_template": True}, openai(stub)]))
 
 
+def test_a_judge_is_not_reached_before_the_first_part_that_it_judges(stub, tmp_path):
+    gone = judge(stub, endpoint={"base_urls": ["http://127.0.0.1:9/v1"]})
+    (scorer,) = configured([openai(stub)], [gone]).scoring.scorers
+    spec = StageSpec("judge", 1, {}, (), ("judgments",))
+    writer = StageWriter(RunContext(Workspace(tmp_path), "run"), spec, lambda *_: None)
+    nothing = Dataset("candidates", "key", ())
+    arguments = (scorer, writer, find_policy("bundled"), Budget(), nothing)
+    with opened(*arguments):
+        pass
+    assert not list(tmp_path.rglob("*.jsonl"))
+    frame = pl.DataFrame()
+    with opened(*arguments) as judging, pytest.raises(EndpointError, match=r"127\.0\.0\.1:9"):
+        judging(frame, frame)
+
+
 def test_a_forecast_asks_paid_endpoints_nothing_and_counts_what_a_run_would_ask(stub, tmp_path):
     config = configured(
         [
@@ -152,6 +171,39 @@ def test_with_consent_a_forecast_asks_a_small_sample(stub, tmp_path):
     assert line.requests == 45
     assert line.seconds > 0
     assert line.completion_tokens < 130 * 48
+
+
+def test_a_forecast_of_rounds_adds_the_held_out_answers_that_they_compare(stub, tmp_path):
+    own = {"engine": "vllm", "name": "own", "endpoint": {"base_urls": [stub.url]}}
+    served = {**own, "served_name": stub.model, "samples_per_prompt": 2}
+    pointwise = {"name": "points", "rubric": "helpfulness", "samples": 2, "temperature": 1.0}
+    judges = [judge(stub, prices=PRICES), judge(stub, **pointwise)]
+    config = configured([served, openai(stub, prices=PRICES)], judges)
+    config = config.model_copy(
+        update={"pairing": config.pairing.model_copy(update={"scorer": "points"})}
+    )
+    arguments = (config, find_policy("bundled"), Workspace(tmp_path))
+    once = forecast(*arguments, ask_paid=False)
+    lines = {line.who: line for line in forecast(*arguments, ask_paid=False, rounds=3)}
+    for line in once:
+        of_rounds = lines[line.who]
+        assert of_rounds.requests == 3 * line.requests
+        assert of_rounds.cost == (line.cost and pytest.approx(3 * line.cost))
+    # Each of 3 rounds: 5 prompts after it with 2 samples, 5 before and 5 after it greedily with 1.
+    answers = lines["own, evaluation"]
+    assert (answers.prompts, answers.requests) == (45, 45)
+    of_own = lines["own"].completion_tokens
+    assert answers.completion_tokens == pytest.approx(60 * of_own / 150, abs=1)
+    assert lines["points, evaluation"].requests == 60 * 2
+    assert set(lines) == {line.who for line in once} | {"own, evaluation", "points, evaluation"}
+
+
+def test_rounds_are_forecast_only_where_a_generator_is_the_policy(stub, tmp_path):
+    arguments = (configured([openai(stub)]), find_policy("bundled"), Workspace(tmp_path))
+    asked = stub.asked.total()
+    with pytest.raises(ConfigError, match="no generator's model is `policy`"):
+        forecast(*arguments, ask_paid=False, rounds=1)
+    assert stub.asked.total() == asked
 
 
 def test_doctor_names_every_engine_that_cannot_be_used(stub, tmp_path):

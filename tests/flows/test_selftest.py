@@ -14,6 +14,7 @@ from flows.configuration import resolve
 from flows.selftest import requests_of, selftest
 from lineage.workspace import Workspace
 from stages import pairing, scoring
+from stages.endpoints import EndpointConfig
 from stages.errors import ConfigError
 from stages.task_families import FAMILIES
 from tests.stub_server import WRONG_LANGUAGE, Stub
@@ -142,6 +143,18 @@ def test_an_honest_judge_passes_and_is_asked_as_often_as_announced(tmp_path):
     assert found["missing_rate", "judge"].value == 0
 
 
+def test_a_judge_on_a_server_of_prefmills_own_is_asked_there(tmp_path, monkeypatch):
+    with Stub(respond=StubJudge(), model="bundled") as stub:
+        started = EndpointConfig(base_urls=(stub.url,))
+        monkeypatch.setattr("flows.scorers.managed_endpoint", lambda *_: started)
+        own = {"kind": "judge", "name": "judge", "engine": "vllm", "model": "bundled"}
+        config = configured({**own, "rubric": "pairwise"})
+        found = run(config, tmp_path)
+        assert stub.served == requests_of(config.scoring.scorers[0], PAIRS)
+    assert not failed(found)
+    assert found["injections", "judge"].value == 0
+
+
 def test_swapped_labels_fail_on_gold_pairs(tmp_path):
     found = judged_by(SwappedJudge, tmp_path)
     assert failed(found) == {("gold_accuracy", "judge")}
@@ -252,7 +265,7 @@ def test_peoples_votes_are_left_out_and_alone_refused(tmp_path, capsys):
     found = run(configured({"kind": "rules"}, votes, jury), tmp_path)
     assert {scorer for _, scorer in found} == {"rules", ""}
     assert "not tested: both, people" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="only people's votes"):
+    with pytest.raises(ConfigError, match="no scorer can be asked"):
         run(configured(votes), tmp_path)
 
 

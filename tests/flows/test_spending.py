@@ -107,7 +107,7 @@ def test_a_limit_is_no_part_of_what_names_a_run():
 
     def run_id(**limits):
         config = resolve({"name": "small", "budget": limits}, "test")
-        return make_run_id("refresh", config, policy, 0)
+        return make_run_id("refresh", config, policy, {}, 0)
 
     assert run_id(max_cost=1.0) == run_id(max_tokens=5) == run_id()
 

@@ -11,12 +11,8 @@ from stages.content_ids import content_hash
 from stages.errors import ConfigError, DataError
 from stages.generation import (
     Answer,
-    GenerationConfig,
-    OpenAIGenerator,
     Request,
     SampledCompletion,
-    TransformersGenerator,
-    VllmGenerator,
     candidates_of,
     count_parts,
     generator_hash,
@@ -24,6 +20,12 @@ from stages.generation import (
     plan_parts,
     prompt_seed,
     requests_of,
+)
+from stages.generation_settings import (
+    GenerationConfig,
+    OpenAIGenerator,
+    TransformersGenerator,
+    VllmGenerator,
     sampling_of,
 )
 from stages.tables import CANDIDATES

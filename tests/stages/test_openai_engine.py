@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from stages.endpoints import Budget, EndpointConfig, EndpointPool, Prices
 from stages.errors import EndpointError
-from stages.generation import Request, SampledCompletion, Sampling
+from stages.generation import Request, SampledCompletion
+from stages.generation_settings import Sampling
 from stages.openai_engine import KnownModel, OpenAIEngine, OpenAISettings, read_choices
 from tests.stages.test_transformers_engine import BUNDLED
 from tests.stub_server import FAULTS, Stub, answer_to

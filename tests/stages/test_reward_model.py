@@ -177,10 +177,10 @@ def test_several_outputs_are_named(tmp_path):
         ]
     assert scores(terse.score(CONVERSATIONS)) == close(logits)
     for output, said in [
-        (None, "no output is named of the reward model's 3"),
+        (None, "no output is named of the model's 3"),
         (
             "harmles",
-            "the output 'harmles' is not one of the reward model's 3; nearest known: harml",
+            "the output 'harmles' is not one of the model's 3; nearest known: harml",
         ),
     ]:
         with pytest.raises(ConfigError, match=said) as caught:

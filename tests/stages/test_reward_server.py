@@ -171,7 +171,7 @@ def test_a_model_that_is_not_served_is_found_before_any_request(folder):
     with serving(lambda _: (500, {})) as (pool, asked):
         with pytest.raises(EndpointError, match="does not serve 'other'"):
             RewardServer(pool, "other", folder, output="terse")
-        with pytest.raises(ConfigError, match="no output is named of the reward model's 2"):
+        with pytest.raises(ConfigError, match="no output is named of the model's 2"):
             RewardServer(pool, "rm", folder)
     assert asked == []
 

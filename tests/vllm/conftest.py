@@ -11,7 +11,9 @@ from flows.configuration import BUNDLED_MODEL
 from flows.vllm_server import DEFAULT_PYTHON, ManagedServer, ServerSpec
 from stages.vllm_settings import VllmServerConfig
 
-OPTIONS = {"max_model_len": 256}
+EAGER = {"enforce_eager": True}
+"""Compiling takes most of a start, and these tests start many."""
+OPTIONS = {"max_model_len": 256, **EAGER}
 
 
 @pytest.fixture(scope="session")

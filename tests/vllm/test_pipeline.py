@@ -15,12 +15,14 @@ import yaml
 from flows.configuration import BUNDLED_MODEL
 from lineage.query import query
 from lineage.workspace import Workspace
+from tests.vllm.conftest import EAGER
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 # The bundled model's 256 tokens don't hold a judge's prompt; its answers are no better for it.
 SERVER = {
     "options": {
+        **EAGER,
         "max_model_len": 4096,
         "hf_overrides": json.dumps({"max_position_embeddings": 4096}),
     }
@@ -59,7 +61,12 @@ CONFIG = {
                 "model": "bundled",
                 "max_completion_tokens": 24,
             },
-            {"kind": "reward_model", "name": "served", "engine": "vllm"},
+            {
+                "kind": "reward_model",
+                "name": "served",
+                "engine": "vllm",
+                "server": {"options": EAGER},
+            },
             {"kind": "reward_model", "name": "in_process"},
             {"kind": "rules"},
         ]
