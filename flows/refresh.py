@@ -10,6 +10,8 @@ from prefect import flow
 from flows.configuration import load_config
 from flows.curation import curate
 from flows.models import find_policy
+from flows.progress import say
+from flows.sampling import nothing_new, with_runs_to_pass_over
 from flows.tracked_run import tracked_run
 from lineage.workspace import Workspace
 
@@ -20,8 +22,10 @@ def refresh(
     workspace: str = "prefmill-workspace",
     overrides: dict[str, Any] | None = None,
     stored_only: bool = False,
-) -> str:
+) -> str | None:
     """Sample, generate, score, pair, filter and export; return the run's id.
+
+    With `prompts.only_new` and no new prompt there is no run, and None is returned.
 
     Args:
         config_file: the pipeline's YAML file.
@@ -29,9 +33,14 @@ def refresh(
         overrides: keys to lay over the file's.
         stored_only: refuse to generate: pair and filter what is stored.
     """
-    config = load_config(Path(config_file), overrides)
     place = Workspace(Path(workspace))
     place.require_writable()
+    config = load_config(Path(config_file), overrides)
+    if config.prompts.only_new and not stored_only:
+        config = with_runs_to_pass_over(place, config)
+        if found := nothing_new(place, config):
+            say(f"nothing to do: {found}")
+            return None
     policy = find_policy(config.policy)
     with tracked_run(place, "refresh", config, policy) as context:
         curate(context, config, policy, stored_only=stored_only)

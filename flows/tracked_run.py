@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.progress import say
+from flows.sampling import content_of, seen_prompts
 from flows.stage_runner import RunContext, utc_now
 from flows.vllm_server import stop_all
 from lineage.database import publish
@@ -20,7 +21,6 @@ from lineage.records import RunRecord, read_run, write_run
 from lineage.workspace import commit_bytes
 from stages.content_ids import content_hash
 from stages.errors import PrefmillError
-from stages.prompt_sampling import gold_fingerprint, source_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,8 @@ def tracked_run(
     The run id comes from the resolved configuration, the policy and the sources' content: the
     same work has the same id, and starting it again continues it.
     """
-    run_id = make_run_id(flow, config, policy, round_index)
+    content = content_of(config, seen_prompts(workspace, config))
+    run_id = make_run_id(flow, config, policy, content, round_index)
     earlier = read_run(workspace, run_id)
     record = RunRecord(
         run_id=run_id,
@@ -84,13 +85,16 @@ def _close(workspace: Workspace, record: RunRecord, **outcome: Any) -> None:
         say(f"report.html could not be written: {type(error).__name__}: {error}")
 
 
-def make_run_id(flow: str, config: PipelineConfig, policy: Policy, round_index: int) -> str:
-    """Return the id of a run: name, flow or round, and a hash of all that decides its rows."""
-    contents = [source_fingerprint(source) for source in config.prompts.sources]
-    contents.append(gold_fingerprint(config.prompts))
+def make_run_id(
+    flow: str, config: PipelineConfig, policy: Policy, content: dict[str, Any], round_index: int
+) -> str:
+    """Return the id of a run: name, flow or round, and a hash of all that decides its rows.
+
+    ``content`` is what decides the prompts beyond the configuration.
+    """
     # `rounds` says how many there will be, not what this one makes; a model is its content.
     values = {k: v for k, v in config.deciding().items() if k not in {"rounds", "policy"}}
-    digits = content_hash([flow, values, policy.fingerprint, contents, round_index])[:10]
+    digits = content_hash([flow, values, policy.fingerprint, content, round_index])[:10]
     kind = f"round{round_index}" if round_index else flow
     return f"{config.name}-{kind}-{digits}"
 

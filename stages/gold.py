@@ -12,11 +12,17 @@ import pydantic
 from stages.configuration import Config
 from stages.content_ids import canonical_json, content_hash
 from stages.errors import DataError
+from stages.prompt_records import PromptRecord, one_user_turn, prompt_frame, truth_text
+from stages.row_files import BadRows, read_rows
 from stages.tables import GOLD_SPLIT
 from stages.task_families import FAMILIES, demonstrate, sample_prompts, score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
+
+    import polars as pl
+
+    from stages.row_files import Row
 
 ANSWERS = ("good", "damaged")
 
@@ -30,13 +36,8 @@ class GoldConfig(Config):
     """Of the train prompts, rounded up."""
 
 
-def gold_records(
-    config: GoldConfig,
-    train_prompts: int,
-    seed: int,
-    read_rows: Callable[[Path], list[dict[str, Any]]],
-) -> list[dict[str, Any]]:
-    """Return records of the `prompts` table with their two answers as JSON in `gold`.
+def gold_prompts(config: GoldConfig, train_prompts: int, seed: int) -> pl.DataFrame:
+    """Return rows of the `prompts` table with their two answers as JSON in `gold`.
 
     Raises:
         DataError: a row of the file lacks a text, or its two answers are equal.
@@ -44,30 +45,28 @@ def gold_records(
     """
     count = math.ceil(config.share * train_prompts)
     if config.path is None:
-        return list(_bundled(count, seed))
-    rows = [
-        _record(row, f"{config.path}, row {number}")
-        for number, row in enumerate(read_rows(config.path), start=1)
-    ]
+        return prompt_frame(_bundled(count, seed))
+    place = BadRows.of_file(config.path).place
+    rows = [_record(row, place(row.number)) for row in read_rows(config.path)]
     # Drawn by a hash of seed and content: it doesn't depend on the order of the file.
-    return sorted(rows, key=lambda row: content_hash([seed, row["messages"]]))[:count]
+    return prompt_frame(sorted(rows, key=lambda row: content_hash([seed, *row]))[:count])
 
 
-def _bundled(count: int, seed: int) -> Iterable[dict[str, Any]]:
+def _bundled(count: int, seed: int) -> Iterable[PromptRecord]:
     rng = random.Random(f"gold:{seed}")
     for position, family in enumerate(FAMILIES):
         of_family = count // len(FAMILIES) + (position < count % len(FAMILIES))
         for task in sample_prompts(family, "base", of_family, seed):
             good, damaged = _answers(family, task.ground_truth, rng)
-            yield {
-                "messages": [{"role": "user", "content": task.prompt}],
-                "source": GOLD_SPLIT,
-                "stratum": family,
-                "split": GOLD_SPLIT,
-                "verifier": family,
-                "ground_truth": canonical_json(task.ground_truth),
-                "gold": canonical_json({"good": good, "damaged": damaged}),
-            }
+            yield PromptRecord(
+                conversation=one_user_turn(task.prompt),
+                source=GOLD_SPLIT,
+                stratum=family,
+                split=GOLD_SPLIT,
+                verifier=family,
+                ground_truth=canonical_json(task.ground_truth),
+                gold=canonical_json({"good": good, "damaged": damaged}),
+            )
 
 
 def _answers(family: str, truth: dict[str, Any], rng: random.Random) -> tuple[str, str]:
@@ -78,24 +77,22 @@ def _answers(family: str, truth: dict[str, Any], rng: random.Random) -> tuple[st
     return good, damaged
 
 
-def _record(row: dict[str, Any], where: str) -> dict[str, Any]:
-    texts = [row.get(name) for name in ("prompt", *ANSWERS)]
+def _record(row: Row, where: str) -> PromptRecord:
+    texts = [row.values.get(name) for name in ("prompt", *ANSWERS)]
     prompt, good, damaged = texts
     if not all(isinstance(text, str) and text for text in texts) or good == damaged:
         raise DataError(
             "a gold row without three texts, or with two equal answers",
             expected="prompt, good and damaged, all different text",
-            where=f"{where}; columns there: {', '.join(map(str, row))}",
+            where=f"{where}; columns there: {', '.join(row.values)}",
         )
-    truth = row.get("ground_truth")
-    return {
-        "messages": [{"role": "user", "content": prompt}],
-        "source": GOLD_SPLIT,
-        "stratum": GOLD_SPLIT,
-        "split": GOLD_SPLIT,
-        "verifier": row.get("verifier"),
-        "ground_truth": (
-            truth if truth is None or isinstance(truth, str) else canonical_json(truth)
-        ),
-        "gold": canonical_json({"good": good, "damaged": damaged}),
-    }
+    verifier = row.values.get("verifier")
+    return PromptRecord(
+        conversation=one_user_turn(str(prompt)),
+        source=GOLD_SPLIT,
+        stratum=GOLD_SPLIT,
+        split=GOLD_SPLIT,
+        verifier=None if verifier is None else str(verifier),
+        ground_truth=truth_text(row, "ground_truth"),
+        gold=canonical_json({"good": good, "damaged": damaged}),
+    )

@@ -8,13 +8,8 @@ from hypothesis import strategies as st
 
 from stages.errors import DataError, MissingFileError
 from stages.gold import GoldConfig
-from stages.prompt_sampling import (
-    BundledSource,
-    FileSource,
-    PromptSamplingConfig,
-    gold_fingerprint,
-    sample,
-)
+from stages.prompt_sampling import PromptSamplingConfig, gold_fingerprint, sample
+from stages.prompt_sources import BundledSource, FileSource
 from stages.tables import PROMPTS
 from stages.task_families import FAMILIES, score
 
@@ -26,7 +21,7 @@ ROWS = [
 
 def sampled(gold, train=50, heldout=5, seed=0, families=FAMILIES):
     source = BundledSource(train=train, heldout=heldout, families=families)
-    return sample(PromptSamplingConfig(sources=(source,), gold=gold, seed=seed))
+    return sample(PromptSamplingConfig(sources=(source,), gold=gold, seed=seed)).prompts
 
 
 def written(tmp_path, rows, name="gold.jsonl"):
@@ -136,7 +131,7 @@ def test_a_row_that_is_no_gold_pair_is_named(tmp_path, row):
     path = written(tmp_path, [ROWS[0], row])
     with pytest.raises(DataError, match="without three texts, or with two equal answers") as caught:
         sampled(GoldConfig(path=path))
-    assert f"{path}, row 2" in caught.value.where
+    assert f"{path}, line 2" in caught.value.where
 
 
 def test_a_gold_file_that_is_not_there(tmp_path):
@@ -162,7 +157,7 @@ def test_a_prompt_that_is_also_asked_stays_a_train_prompt(tmp_path):
     asked.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in ROWS[:3]))
     source = FileSource(name="mine", path=asked, heldout_share=0.0)
     gold = GoldConfig(path=written(tmp_path, ROWS), share=1.0)
-    prompts = sample(PromptSamplingConfig(sources=(source,), gold=gold))
+    prompts = sample(PromptSamplingConfig(sources=(source,), gold=gold)).prompts
     assert prompts.filter(split="train").height == 3
     assert prompts["prompt_id"].n_unique() == prompts.height
 

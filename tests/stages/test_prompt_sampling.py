@@ -1,128 +1,16 @@
-"""Prompts: the same from every kind of file, sampled and split by content alone."""
+"""Sampling: by content alone deduplicated, split and mixed, whatever the order of rows."""
 
-import csv
-import hashlib
-import json
 import random
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stages.errors import ConfigError, DataError, MissingFileError
-from stages.prompt_sampling import (
-    BundledSource,
-    DatasetSource,
-    FileSource,
-    PromptSamplingConfig,
-    read_rows,
-    sample,
-    source_fingerprint,
-)
-from stages.tables import PROMPTS
-
-ROWS = [
-    {"prompt": "Add 1 + 2.", "topic": "sum", "rule": "sum", "truth": '{"numbers":[1,2]}'},
-    {"prompt": 'Zwölf "Boxer"\njagen, 🐕', "topic": "text", "rule": None, "truth": None},
-    {"prompt": "Sort b, a.", "topic": "sort", "rule": "sort", "truth": '{"words":["a","b"]}'},
-]
-
-
-def sampled(*sources, seed=0):
-    return sample(PromptSamplingConfig(sources=sources, seed=seed))
-
-
-def file_source(path, name="mine", **rest):
-    return FileSource(name=name, path=path, **rest)
-
-
-def jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def numbered(path, count, strata=("all",)):
-    topics = [strata[i % len(strata)] for i in range(count)]
-    return jsonl(path, [{"prompt": f"Prompt {i}", "topic": t} for i, t in enumerate(topics)])
-
-
-@pytest.fixture
-def written(tmp_path, monkeypatch):
-    """ROWS as a file of every kind, and as a local Hugging Face dataset."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    jsonl(tmp_path / "rows.jsonl", ROWS)
-    pl.DataFrame(ROWS).write_parquet(tmp_path / "rows.parquet")
-    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ROWS[0])
-        writer.writeheader()
-        writer.writerows(ROWS)
-    (tmp_path / "dataset").mkdir()
-    jsonl(tmp_path / "dataset" / "train.jsonl", ROWS)
-    return tmp_path
-
-
-def test_every_kind_of_source_gives_the_same_prompts(written):
-    columns = {
-        "stratum_column": "topic",
-        "verifier_column": "rule",
-        "ground_truth_column": "truth",
-        "heldout_share": 0.5,
-    }
-    files = ("rows.jsonl", "rows.parquet", "rows.csv")
-    tables = [sampled(file_source(written / name, **columns)) for name in files]
-    tables.append(sampled(DatasetSource(name="mine", path=str(written / "dataset"), **columns)))
-    for prompts in tables:
-        assert prompts.equals(tables[0])
-    PROMPTS.to_arrow(tables[0])
-    found = {row["messages"][0]["content"]: row for row in tables[0].iter_rows(named=True)}
-    assert set(found) == {row["prompt"] for row in ROWS}
-    for row in ROWS:
-        prompt = found[row["prompt"]]
-        asked = (row["topic"], row["rule"], row["truth"])
-        assert (prompt["stratum"], prompt["verifier"], prompt["ground_truth"]) == asked
-        assert prompt["messages"] == [{"role": "user", "content": row["prompt"]}]
-
-
-def test_an_id_is_the_hash_of_the_canonical_messages(tmp_path):
-    prompts = sampled(file_source(jsonl(tmp_path / "a.jsonl", [{"prompt": "é"}])))
-    text = '[{"content":"é","role":"user"}]'
-    digits = hashlib.sha256(f"{len(text.encode())}:{text}".encode()).hexdigest()[:20]
-    assert prompts["prompt_id"].to_list() == [f"prompt_{digits}"]
-
-
-CONVERSATION = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hello?"},
-    {"role": "assistant", "content": "Hi."},
-    {"role": "user", "content": "And you?"},
-]
-
-
-@pytest.mark.parametrize("column", ["prompt", "messages"])
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_conversation_is_kept_turn_by_turn(tmp_path, column, kind):
-    path = tmp_path / f"a.{kind}"
-    if kind == "jsonl":
-        jsonl(path, [{column: CONVERSATION}])
-    else:
-        pl.DataFrame({column: [CONVERSATION]}).write_parquet(path)
-    assert sampled(file_source(path))["messages"].to_list() == [CONVERSATION]
-
-
-def test_keys_beside_role_and_content_are_left_out(tmp_path):
-    turn = {"content": "Hello?", "role": "user", "name": "Ada"}
-    one = sampled(file_source(jsonl(tmp_path / "a.jsonl", [{"prompt": [turn]}])))
-    two = sampled(file_source(jsonl(tmp_path / "b.jsonl", [{"prompt": "Hello?"}])))
-    assert one.equals(two)
-
-
-def test_ground_truth_that_is_no_text_becomes_canonical_json(tmp_path):
-    row = {"prompt": "a", "truth": {"b": [1, 2], "a": "é"}}
-    path = jsonl(tmp_path / "a.jsonl", [row])
-    prompts = sampled(file_source(path, ground_truth_column="truth"))
-    assert prompts["ground_truth"].to_list() == ['{"a":"é","b":[1,2]}']
+from stages.errors import ConfigError, DataError
+from stages.prompt_sampling import NoNewPromptsError, PromptSamplingConfig, quotas, sample
+from stages.prompt_sources import BundledSource
+from tests.stages.prompt_files import file_source, jsonl, numbered, sampled
 
 
 def test_the_first_source_keeps_a_duplicate_and_only_exact_ones_are_duplicates(tmp_path):
@@ -209,156 +97,136 @@ def test_prompts_are_sorted_by_split_and_id(tmp_path):
     assert {split for split, _ in keys} == {"train", "heldout"}
 
 
-# --- bad input
+def of_two_values(path, first, second):
+    rows = [{"prompt": "a", "topic": t, "truth": str(n)} for t, n in (first, second)]
+    path = jsonl(path, rows)
+    return sampled(file_source(path, stratum_column="topic", ground_truth_column="truth"))
 
 
-def refused(path, **rest):
-    with pytest.raises(DataError) as caught:
-        sampled(file_source(path, **rest))
-    return str(caught.value)
+def test_which_of_two_rows_of_one_prompt_stays_is_decided_by_their_values(tmp_path):
+    one, two = ("x", 2), ("x", 1)
+    prompts = of_two_values(tmp_path / "a.jsonl", one, two)
+    assert prompts.equals(of_two_values(tmp_path / "b.jsonl", two, one))
+    assert prompts["ground_truth"].to_list() == ["1"]
 
 
-def test_a_missing_file_is_named(tmp_path):
-    source = file_source(tmp_path / "nowhere.jsonl")
-    for ask in (sampled, source_fingerprint):
-        with pytest.raises(MissingFileError, match=r"nowhere\.jsonl"):
-            ask(source)
+# --- mixing
 
 
 @pytest.mark.parametrize(
-    ("line", "where", "what"),
+    ("total", "weights", "limits", "expected"),
     [
-        ('{"prompt": "b",,}', "line 3, column 16", "property name"),
-        ('{"prompt": "b"', "line 3, column 15", "delimiter"),
-        ("[1, 2]", "line 3, column 1", "a list instead of an object"),
-        ('"b"', "line 3, column 1", "a str instead of an object"),
-        ('{"prompt": "\\ud800"}', "line 3, column 1", "surrogates"),
-        (f'{{"prompt": {"1" * 5000}}}', "line 3, column 1", "digits"),
-        ("[" * 100_000, "line 3, column 1", "recursion"),
+        (10, [1, 1], [100, 100], [5, 5]),
+        # exact shares 2.5, 2.5, 5: of equal remainders the first wins
+        (10, [1, 1, 2], [100, 100, 100], [3, 2, 5]),
+        # exact shares 3.33, 6.67: the larger remainder wins
+        (10, [1, 2], [100, 100], [3, 7]),
+        # the first gives what it has not; 9 are left for weights 1 and 2
+        (10, [1, 1, 2], [1, 100, 100], [1, 3, 6]),
+        # then the third is short, too: the second takes all that is left
+        (10, [1, 1, 2], [1, 100, 4], [1, 5, 4]),
+        (10, [1, 1], [2, 3], [2, 3]),
+        (0, [1, 1], [2, 3], [0, 0]),
+        (3, [0.1, 0.2], [100, 100], [1, 2]),
+        (3, [1], [0], [0]),
     ],
 )
-def test_a_broken_jsonl_line_is_named(tmp_path, line, where, what):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"prompt": "a"}\n\n' + line + "\n")
-    message = refused(path)
-    assert f"{path}, {where}." in message
-    assert what in message
+def test_quotas_by_hand(total, weights, limits, expected):
+    assert quotas(total, weights, limits) == expected
 
 
-def test_a_line_separator_within_a_text_is_no_end_of_line(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"prompt": "a\u2028b\u0085c"}\n', encoding="utf-8")
-    assert read_rows(path) == [{"prompt": "a\u2028b\u0085c"}]
+@settings(max_examples=50)
+@given(
+    st.integers(0, 200),
+    st.lists(st.tuples(st.floats(0.01, 100), st.integers(0, 60)), min_size=1, max_size=8),
+)
+def test_quotas_are_whole_exact_and_fair(total, shares):
+    weights, limits = zip(*shares, strict=True)
+    given_ = quotas(total, weights, limits)
+    assert sum(given_) == min(total, sum(limits))
+    assert all(0 <= quota <= limit for quota, limit in zip(given_, limits, strict=True))
+    # Who got less than its limit got no less, per weight, than anybody else, but for rounding.
+    short = [(g, w) for g, w, limit in zip(given_, weights, limits, strict=True) if g < limit]
+    for quota, weight in short:
+        for other, other_weight in zip(given_, weights, strict=True):
+            assert (quota + 1) / weight >= (other - 1) / other_weight - 1e-9
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
-def test_a_byte_order_mark_is_passed_over(tmp_path, name):
-    text = '{"prompt": "a"}' if name == "a.jsonl" else "prompt\na"
-    (tmp_path / name).write_text(text + "\n", encoding="utf-8-sig")
-    assert read_rows(tmp_path / name) == [{"prompt": "a"}]
+def mixed(folder, total, seed=0, **of_sources):
+    """Return how many prompts of each source, of those in files of the given sizes."""
+    sources = []
+    for name, (count, rest) in of_sources.items():
+        path = folder / f"{name}.jsonl"
+        rows = [{"prompt": f"{name} {i}"} for i in range(count)]
+        sources.append(file_source(jsonl(path, rows), name, **rest))
+    config = PromptSamplingConfig(sources=tuple(sources), maximum_prompts=total, seed=seed)
+    prompts = sample(config).prompts
+    return dict(prompts.group_by("source").len().iter_rows()), set(prompts["prompt_id"])
+
+
+def test_sources_are_mixed_by_weight_and_one_that_falls_short_gives_its_rest(tmp_path):
+    counts, _ = mixed(tmp_path, 30, a=(50, {}), b=(50, {"weight": 2}))
+    assert counts == {"a": 10, "b": 20}
+    counts, _ = mixed(tmp_path, 30, a=(50, {}), b=(50, {"weight": 2, "maximum_rows": 5}))
+    assert counts == {"a": 25, "b": 5}
+    counts, _ = mixed(tmp_path, 30, a=(7, {}), b=(8, {}))
+    assert counts == {"a": 7, "b": 8}
+
+
+def test_a_larger_mix_only_adds_prompts(tmp_path):
+    smaller, larger = (mixed(tmp_path, n, a=(40, {}), b=(40, {}))[1] for n in (10, 30))
+    assert len(smaller) == 10
+    assert smaller < larger
+
+
+def test_a_source_fills_its_maximum_from_what_other_sources_have_not(tmp_path):
+    """Duplicates are removed before the draw: today's 20 rows are 20 prompts."""
+    first = jsonl(tmp_path / "a.jsonl", [{"prompt": f"Prompt {i}"} for i in range(30)])
+    second = jsonl(tmp_path / "b.jsonl", [{"prompt": f"Prompt {i}"} for i in range(60)])
+    sources = file_source(first, "first"), file_source(second, "second", maximum_rows=20)
+    counts = dict(sampled(*sources).group_by("source").len().iter_rows())
+    assert counts == {"first": 30, "second": 20}
+
+
+def test_a_weight_that_nothing_reads_is_refused():
+    with pytest.raises(ValueError, match=r"read only with `prompts\.maximum_prompts`"):
+        PromptSamplingConfig(sources=(BundledSource(weight=2),))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "what"),
+    ("maximum", "expected"),
     [
-        ("a.jsonl", b"", "no prompts to sample"),
-        ("a.jsonl", b"\n \n", "no prompts to sample"),
-        ("a.csv", b"", "no prompts to sample"),
-        ("a.csv", b"prompt\n", "no prompts to sample"),
-        ("a.parquet", b"", "cannot read"),
-        ("a.parquet", b"PAR1 and then nothing PAR1", "cannot read"),
-        ("a.jsonl", b'{"prompt": "\xff"}\n', "utf-8"),
-        ("a.csv", b"prompt\n\xff\n", "utf-8"),
-        ("a.txt", b"Hello?", "cannot tell the format"),
-        ("a", b"Hello?", "cannot tell the format"),
+        # strata of 12, 6 and 2 rows of 20
+        (10, {"a": 6, "b": 3, "c": 1}),
+        (13, {"a": 8, "b": 4, "c": 1}),  # exact shares 7.8, 3.9, 1.3
+        (20, {"a": 12, "b": 6, "c": 2}),
     ],
 )
-def test_a_file_without_usable_rows_is_refused(tmp_path, name, content, what):
-    path = tmp_path / name
-    path.write_bytes(content)
-    message = refused(path)
-    assert what in message
-    assert "'mine'" in message if what.startswith("no prompts") else str(path) in message
+def test_strata_share_by_their_sizes_if_asked(tmp_path, maximum, expected):
+    rows = [{"prompt": f"{i}", "topic": t} for i, t in enumerate("a" * 12 + "b" * 6 + "cc")]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    rest = {"stratum_column": "topic", "maximum_rows": maximum, "strata": "proportional"}
+    prompts = sampled(file_source(path, **rest))
+    assert dict(prompts.group_by("stratum").len().iter_rows()) == expected
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        None,
-        "",
-        " \n",
-        7,
+# --- prompts seen before
+
+
+def test_prompts_seen_before_are_passed_over_and_move_no_other(tmp_path):
+    source = file_source(numbered(tmp_path / "a.jsonl", 40), heldout_share=0.5, maximum_rows=10)
+    config, seen, nights = (
+        PromptSamplingConfig(sources=(source,)),
+        pl.Series([], dtype=pl.String),
         [],
-        ["Hello?"],
-        [{"role": "user"}],
-        [{"content": "Hello?"}],
-        [{"role": "user", "content": None}],
-        [{"role": "user", "content": [{"type": "text", "text": "Hello?"}]}],
-        [{"role": "robot", "content": "Hello?"}, {"role": "user", "content": "Hello?"}],
-        [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}],
-        [{"role": "system", "content": "Be brief."}],
-        {"role": "user", "content": "Hello?"},
-    ],
-    ids=str,
-)
-def test_a_row_without_a_usable_prompt_is_named(tmp_path, prompt):
-    message = refused(jsonl(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": prompt, "n": 1}]))
-    assert "column 'prompt'" in message
-    assert f"{tmp_path / 'a.jsonl'}, row 2; columns there: prompt, n." in message
-
-
-def test_a_wrong_prompt_column_names_those_there(tmp_path):
-    path = jsonl(tmp_path / "a.jsonl", [{"question": "a", "n": 1}])
-    assert "columns there: question, n." in refused(path)
-    assert sampled(file_source(path, prompt_column="question")).height == 1
-
-
-def test_an_empty_field_of_a_csv_file_is_a_missing_value(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text("prompt,topic,rule\na,,\nb,t,sum\n")
-    prompts = sampled(file_source(path, stratum_column="topic", verifier_column="rule"))
-    facts = {m[0]["content"]: r for m, *r in prompts["messages", "stratum", "verifier"].iter_rows()}
-    assert facts == {"a": ["none", None], "b": ["t", "sum"]}
-
-
-@pytest.mark.parametrize(
-    ("files", "asked", "what"),
-    [
-        ({}, {}, "doesn't contain any data files"),
-        ({"train.jsonl": ""}, {}, "cannot be loaded: "),
-        ({"train.jsonl": '{"prompt": "a"}\n{"prompt": '}, {}, "JSON parse error"),
-        ({"train.jsonl": '{"prompt": "a"}\n'}, {"split": "tset"}, 'Unknown split "tset"'),
-        ({"train.jsonl": '{"prompt": "a"}\n'}, {"subset": "zzz"}, "'zzz' not found"),
-    ],
-)
-def test_a_dataset_that_cannot_be_loaded_is_named(written, files, asked, what):
-    folder = written / "broken"
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    with pytest.raises(DataError) as caught:
-        sampled(DatasetSource(name="mine", path=str(folder), **asked))
-    assert what in str(caught.value)
-    assert f"dataset {str(folder)!r} cannot be loaded: ." not in str(caught.value)
-
-
-def test_a_row_of_a_dataset_is_named(written):
-    jsonl(written / "dataset" / "train.jsonl", [{"prompt": "a"}, {"prompt": " "}])
-    with pytest.raises(DataError, match=r"dataset .*dataset, row 2; columns there: prompt"):
-        sampled(DatasetSource(name="mine", path=str(written / "dataset")))
-
-
-def test_the_fingerprint_changes_with_the_content_only(written):
-    sources = [
-        file_source(written / "rows.jsonl"),
-        DatasetSource(name="mine", path=str(written / "dataset")),
-    ]
-    before = [source_fingerprint(source) for source in sources]
-    assert [source_fingerprint(source) for source in sources] == before
-    for path in (written / "rows.jsonl", written / "dataset" / "train.jsonl"):
-        path.write_text(path.read_text().replace("1 + 2", "1 + 3"))
-    after = [source_fingerprint(source) for source in sources]
-    assert not set(before) & set(after)
+    )
+    for _ in range(4):
+        nights.append(sample(config, seen).prompts)
+        seen = pl.concat([seen, nights[-1]["prompt_id"]])
+    every = sampled(file_source(tmp_path / "a.jsonl", heldout_share=0.5))
+    assert pl.concat(nights).sort("prompt_id").equals(every.sort("prompt_id"))
+    with pytest.raises(NoNewPromptsError, match="earlier runs have had all 40"):
+        sample(config, seen)
 
 
 # --- the bundled families

@@ -1,0 +1,113 @@
+"""The task that samples prompts, and which prompts earlier runs have had."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from flows.progress import say
+from flows.run_outputs import read_output
+from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
+from flows.stage_task import stage_task
+from lineage.records import list_runs, read_stage_runs, require_run
+from lineage.workspace import commit_bytes
+from stages import prompt_sampling
+from stages.tables import GOLD_SPLIT
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from flows.configuration import PipelineConfig
+    from lineage.workspace import Dataset, Workspace
+    from stages.row_files import BadRow
+
+
+@stage_task(name="prompts")
+def sample_prompts(context: RunContext, config: PipelineConfig) -> Dataset:
+    """Sample the prompts; rows that cannot be used go to a file beside them."""
+    seen = seen_prompts(context.workspace, config)
+    settings = {**config.prompts.deciding(), **content_of(config, seen)}
+    outputs = ("prompts", "dropped_prompts")
+    spec = StageSpec("prompts", prompt_sampling.VERSION, settings, (), outputs)
+    bad_rows = context.workspace.store / "bad_rows" / f"{spec.key}.jsonl"
+
+    def make(writer: StageWriter) -> None:
+        sampled = prompt_sampling.sample(config.prompts, seen)
+        commit_bytes(bad_rows, b"".join(map(_line, sampled.bad_rows)))
+        writer.write("prompts", sampled.prompts)
+        writer.write("dropped_prompts", sampled.dropped)
+
+    made = run_stage(context, "prompts", spec, make, [bad_rows])
+    with bad_rows.open("rb") as lines:
+        for source, count in Counter(json.loads(line)["source"] for line in lines).items():
+            say(f"{count} bad rows of {source} set aside: {bad_rows}")
+    dropped = made.output("dropped_prompts").read(context.workspace, ["source", "reason"])
+    counts = dropped.group_by("source", "reason").len().sort("source", "reason")
+    for source, reason, count in counts.rows():
+        say(f"{count} prompts of {source} passed over: {reason} (table dropped_prompts)")
+    return made.output("prompts")
+
+
+def _line(row: BadRow) -> bytes:
+    return json.dumps(row._asdict(), ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def content_of(config: PipelineConfig, seen: pl.Series) -> dict[str, Any]:
+    """Return what decides the prompts beyond the configuration: contents, and what is passed over.
+
+    Raises:
+        MissingFileError: a source's file is not there.
+        DataError: a source's query cannot be run.
+    """
+    content: dict[str, Any] = {"contents": prompt_sampling.fingerprints(config.prompts)}
+    if not seen.is_empty():
+        content["seen"] = hashlib.sha256("\n".join(seen).encode()).hexdigest()
+    return content
+
+
+def with_runs_to_pass_over(workspace: Workspace, config: PipelineConfig) -> PipelineConfig:
+    """Return ``config`` with `only_new` resolved: the completed runs of its name, by id.
+
+    What is stored of a run so names them, and runs again on the same prompts at any later time.
+    """
+    if not config.prompts.only_new:
+        return config
+    first: dict[str, str] = {}  # of runs on the same prompts one is enough
+    for run in reversed(list_runs(workspace)):
+        if run.status == "completed" and run.name == config.name:
+            for stage in read_stage_runs(workspace, run.run_id):
+                if stage.stage == "prompts":
+                    first.setdefault(stage.stage_key, run.run_id)
+    resolved = {"only_new": False, "seen_in_runs": tuple(first.values())}
+    return config.model_copy(update={"prompts": config.prompts.model_copy(update=resolved)})
+
+
+def seen_prompts(workspace: Workspace, config: PipelineConfig) -> pl.Series:
+    """Return the sorted ids of the prompts that the runs to pass over have had, without gold's.
+
+    Raises:
+        UnknownIdError: there is no such run.
+    """
+    import polars as pl
+
+    columns = ["prompt_id", "split"]
+    seen = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String))]
+    for run_id in config.prompts.seen_in_runs:
+        found = require_run(workspace, run_id).run_id
+        seen.append(read_output(workspace, found, "prompts", "prompts", columns))
+    ids = pl.concat(seen).filter(pl.col("split") != GOLD_SPLIT)["prompt_id"]
+    return ids.unique().sort()
+
+
+def nothing_new(workspace: Workspace, config: PipelineConfig) -> str:
+    """Return why there is nothing to do when earlier runs have had every prompt, else ""."""
+    seen = seen_prompts(workspace, config)
+    if seen.is_empty():
+        return ""
+    try:
+        prompt_sampling.sample(config.prompts, seen)
+    except prompt_sampling.NoNewPromptsError as error:
+        return error.found
+    return ""

@@ -1,0 +1,109 @@
+"""Only new prompts: each is taken once, whatever dies, and a stored run finds its own again."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from flows.configuration import resolve
+from flows.run_outputs import read_output
+from flows.sampling import (
+    content_of,
+    nothing_new,
+    sample_prompts,
+    seen_prompts,
+    with_runs_to_pass_over,
+)
+from flows.stage_runner import RunContext, utc_now
+from flows.tracked_run import make_run_id
+from lineage.records import RunRecord, read_run, write_run
+from lineage.workspace import Workspace
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = Workspace(tmp_path / "w")
+    place.require_writable()
+    return place
+
+
+@pytest.fixture
+def night(place, tmp_path):
+    """Sample as a refresh does and record how it ended; return the run's id."""
+
+    def run(texts, status="completed", name="nightly", **prompts):
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        source = {"kind": "file", "name": "mine", "path": str(path), "skip_bad_rows": True}
+        values = {"sources": [source], "only_new": True, **prompts}
+        config = resolve({"name": name, "prompts": values}, "here")
+        return sampled(place, with_runs_to_pass_over(place, config), status)
+
+    return run
+
+
+def sampled(place, config, status="completed"):
+    content = content_of(config, seen_prompts(place, config))
+    run_id = make_run_id("refresh", config, SimpleNamespace(fingerprint="p"), content, 0)
+    plain = config.model_dump(mode="json")
+    sample_prompts.fn(RunContext(place, run_id), config)
+    now = utc_now()
+    write_run(place, RunRecord(run_id, "refresh", config.name, 0, plain, "1", status, now))
+    return run_id
+
+
+def texts_of(place, run_id):
+    prompts = read_output(place, run_id, "prompts", "prompts")
+    return {messages[0]["content"] for messages in prompts["messages"].to_list()}
+
+
+def test_each_night_takes_what_no_completed_night_had(place, night):
+    first = night("abc")
+    died = night("abcde", status="failed")
+    again = night("abcde")
+    assert again == died, "started again it goes on with what it had taken"
+    assert [texts_of(place, run_id) for run_id in (first, again)] == [set("abc"), set("de")]
+    assert texts_of(place, night("abcdef")) == {"f"}
+    assert texts_of(place, night("abcdef", name="other")) == set("abcdef")
+    assert texts_of(place, night("abcdef", only_new=False)) == set("abcdef")
+
+
+def test_a_stored_run_finds_its_prompts_again_though_it_has_had_them(place, night):
+    night("abc")
+    second = night("abcde")
+    assert texts_of(place, night("abcde", only_new=False)) == set("abcde")
+    stored = resolve(read_run(place, second).config, "stored")
+    assert sampled(place, with_runs_to_pass_over(place, stored)) == second
+
+
+def test_runs_on_the_same_prompts_are_named_once(place, night):
+    first = night("abc", maximum_prompts=2)
+    night("abc", maximum_prompts=2, seen_in_runs=[first])
+    stored = read_run(place, night("abcd")).config["prompts"]
+    assert (stored["only_new"], stored["seen_in_runs"][0]) == (False, first)
+    assert len(stored["seen_in_runs"]) == 2
+
+
+def test_nothing_new_is_said_and_no_error(place, night):
+    run_id = night("abc")
+    config = resolve(read_run(place, run_id).config, "stored")
+    assert nothing_new(place, config) == ""
+    prompts = config.prompts.model_copy(update={"only_new": True})
+    config = with_runs_to_pass_over(place, config.model_copy(update={"prompts": prompts}))
+    assert nothing_new(place, config) == "no new prompts: earlier runs have had all 3"
+
+
+def test_bad_rows_are_kept_in_a_file_and_counted_in_every_run(place, night, capsys):
+    for name in ("nightly", "other"):  # the second run reuses what the first made
+        assert texts_of(place, night(["a", 7, "b", ""], name=name)) == {"a", "b"}
+        told = " ".join(capsys.readouterr().err.split())
+        assert "2 bad rows of" in told
+        assert "bad_rows" in told
+    (path,) = (place.store / "bad_rows").iterdir()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["number"], row["text"]) for row in rows] == [
+        (2, '{"prompt": 7}'),
+        (4, '{"prompt": ""}'),
+    ]
