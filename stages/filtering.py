@@ -2,96 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
-import pydantic
-import pydantic_core
+import polars.selectors as cs
 
-from stages import pair_filters, text_filters
-from stages.configuration import NOT_EMPTY, Config
+from stages import score_limits
 from stages.errors import DataError
+from stages.filter_rulings import ROUNDING, rulings
+from stages.near_duplicates import signatures
+from stages.prompt_records import prompt_texts
 from stages.tables import DECISIONS, PAIRS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Measure = Callable[[pl.DataFrame], pl.Series]
-    Drops = Callable[[pl.Expr], pl.Expr]
-    _Limited = tuple[Callable[[float], Drops], float | None, str, str, Measure]
+    from stages.filter_rulings import Ruling
+    from stages.filter_settings import FilteringConfig
+    from stages.near_duplicates import NearDuplicateConfig
 
 VERSION = 1
 
-ROUNDING = 1e-9
-"""A margin or score that is short of its limit by no more than this reaches it."""
-
-Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-Cap = Annotated[int, pydantic.Field(ge=1)]
 TEXT_COLUMNS = ("chosen_text", "rejected_text", "chosen_finish", "rejected_finish")
-
-LanguageCode = Annotated[str, pydantic.Field(pattern="^[a-z]{2,3}$")]
-
-
-def _listed(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-class FilteringConfig(Config):
-    """Which filters rule on the pairs, and their limits. A limit of null turns a filter off."""
-
-    identical: bool = True
-    """Drop a pair whose two completions are the same text."""
-    empty: bool = True
-    """Drop a pair with a completion that is empty or only white space."""
-    truncated: bool = True
-    """Drop a pair with a completion that did not end by itself."""
-    minimum_margin: Annotated[float, pydantic.Field(ge=0)] | None = 0.1
-    """In the scorer's unit."""
-    maximum_length_ratio: Annotated[float, pydantic.Field(ge=1)] | None = 3.0
-    """Longer over shorter completion, in tokens."""
-    maximum_similarity: Annotated[float, pydantic.Field(gt=0, le=1)] | None = 0.98
-    """Normalised indel similarity of the two texts (1 is identical); drops near-identical pairs."""
-    minimum_normalised_margin: Annotated[float, pydantic.Field(ge=0)] | None = None
-    """In standard deviations of the scorer's scores over the proposed pairs' answers."""
-    maximum_length_gap_tokens: Annotated[int, pydantic.Field(ge=0)] | None = None
-    """Between the two completions, whichever is longer."""
-    minimum_prompt_success: Share | None = None
-    """Share of the prompt's scored candidates that succeed; drops prompts that are too hard."""
-    maximum_prompt_success: Share | None = None
-    """The same share; drops prompts that are too easy."""
-    success_score: float = 1.0
-    """A candidate that the pair's scorer gives so much succeeds."""
-    refusal: Literal["chosen", "both"] | None = None
-    """Drop a pair whose chosen refuses, or only one of which both do; English openings."""
-    maximum_repetition: Share | None = None
-    """Share of the chosen's word 4-grams that repeat an earlier one (seq-rep-4)."""
-    language: (
-        Annotated[tuple[LanguageCode, ...], NOT_EMPTY, pydantic.BeforeValidator(_listed)] | None
-    ) = None
-    """ISO 639 code or codes; drops a pair whose chosen is surely in another language."""
-    maximum_pairs_per_prompt: Cap | None = None
-    """Keeps the widest margins of those that the filters above keep; equal ones by pair id."""
-    maximum_pairs_per_source: Cap | None = None
-    """The same, per source and split, after the cap per prompt."""
-
-    @pydantic.model_validator(mode="after")
-    def _band_is_not_empty(self) -> Self:
-        low, high = self.minimum_prompt_success, self.maximum_prompt_success
-        if low is not None and high is not None and low > high:
-            raise pydantic_core.PydanticCustomError(
-                "band", "minimum_prompt_success is above maximum_prompt_success"
-            )
-        return self
-
-    @property
-    def needs_prompts(self) -> bool:
-        """Whether a filter asks where a pair's prompt came from."""
-        return self.maximum_pairs_per_source is not None
-
-    @property
-    def needs_scores(self) -> bool:
-        """Whether a filter asks for the scores of the candidates that no pair holds."""
-        return (self.minimum_prompt_success, self.maximum_prompt_success) != (None, None)
 
 
 class Filtered(NamedTuple):
@@ -99,18 +29,6 @@ class Filtered(NamedTuple):
 
     kept: pl.DataFrame
     decisions: pl.DataFrame
-
-
-class _Ruling(NamedTuple):
-    """One filter: its name, the defect it drops for, and its limit (None: it has none)."""
-
-    filter: str
-    reason: str
-    measure: Measure
-    drops: Drops
-    limit: float | None
-    of_texts: bool = False
-    """Measured with the texts at hand, a shard at a time; the others on all pairs at once."""
 
 
 def filter_pairs(
@@ -139,29 +57,36 @@ def measure(
     """Return one row of numbers per pair: its `pairs` columns, and what filters measure on texts.
 
     Pairs can be measured in any number of calls, all pairs of a prompt in one; nothing here
-    depends on other prompts. ``prompts`` and ``scores`` are asked for by ``config.needs_prompts``
-    and ``config.needs_scores``.
+    depends on other prompts. ``prompts`` and ``scores`` are asked for by ``config.prompt_columns``
+    and ``config.needs_scores``, the column `probability_wrong` of ``pairs`` by ``needs_noise``.
 
     Raises:
         DataError: a pair's candidate is not in ``candidates``, or its prompt not in ``prompts``.
     """
     facts = _with_texts(pairs, candidates)
-    if config.needs_prompts:
+    if config.needs_sources:
         facts = _with_sources(facts, prompts)
-    if config.needs_scores:
+    if config.near_duplicates:
+        facts = _with_signatures(facts, prompts, config.near_duplicates)
+    if config.needs_success:
         facts = _with_success(facts, scores, config.success_score)
-    measured = [_measured(facts, ruling) for ruling in _rulings(config) if ruling.of_texts]
-    return facts.drop(TEXT_COLUMNS).with_columns(measured)
+    if config.score_limits:
+        facts = score_limits.with_scores(facts, scores, config.score_limits)
+    measured = [_measured(facts, ruling) for ruling in rulings(config) if ruling.of_texts]
+    return facts.drop(TEXT_COLUMNS, cs.starts_with("score:")).with_columns(measured)
 
 
-def rule(facts: pl.DataFrame, config: FilteringConfig) -> pl.DataFrame:
+def rule(
+    facts: pl.DataFrame, config: FilteringConfig, earlier: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """Return all pairs' ``facts`` with every filter's measure, whether it keeps, and `standing`.
 
     Every filter rules on every pair, also on those another one drops: what a changed limit would
     give can be read off. What a filter cannot measure on a pair (value null), it keeps.
+    ``earlier`` are the signatures of pairs that earlier runs kept, if the configuration asks.
     """
     facts = facts.with_columns(standing=pl.lit(value=True))
-    for ruling in _rulings(config):
+    for ruling in rulings(config, earlier):
         value, kept = f"value:{ruling.filter}", f"kept:{ruling.filter}"
         if not ruling.of_texts:
             facts = facts.with_columns(_measured(facts, ruling))
@@ -174,7 +99,7 @@ def rule(facts: pl.DataFrame, config: FilteringConfig) -> pl.DataFrame:
 def decisions(ruled: pl.DataFrame, config: FilteringConfig) -> pl.DataFrame:
     """Return `decisions` rows, one per pair of ``ruled`` and filter, sorted by pair and place."""
     of_filters = [DECISIONS.empty()]
-    for position, ruling in enumerate(_rulings(config)):
+    for position, ruling in enumerate(rulings(config)):
         kept = pl.col(f"kept:{ruling.filter}")
         decided = ruled.select(
             "pair_id",
@@ -187,6 +112,12 @@ def decisions(ruled: pl.DataFrame, config: FilteringConfig) -> pl.DataFrame:
         )
         of_filters.append(decided)
     return pl.concat(of_filters).sort("pair_id", "position")
+
+
+def kept_signatures(ruled: pl.DataFrame) -> pl.DataFrame:
+    """Return `pair_signatures` rows: of the pairs that every filter keeps."""
+    signature = pl.col("signature").arr.to_list()
+    return ruled.filter("standing").select("pair_id", signature)
 
 
 def kept_pairs(pairs: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:
@@ -254,6 +185,18 @@ def _with_sources(facts: pl.DataFrame, prompts: pl.DataFrame | None) -> pl.DataF
     return facts
 
 
+def _with_signatures(
+    facts: pl.DataFrame, prompts: pl.DataFrame | None, config: NearDuplicateConfig
+) -> pl.DataFrame:
+    """Return ``facts`` with the MinHash signature of prompt, chosen and rejected together."""
+    if prompts is None:
+        raise DataError("no prompts are given", expected="their messages, to find pairs alike")
+    turns = prompts.select("prompt_id", prompt_text=prompt_texts(prompts))
+    texts = facts.join(turns, on="prompt_id", how="left", validate="m:1", maintain_order="left")
+    joined = pl.concat_str("prompt_text", "chosen_text", "rejected_text", separator="\n")
+    return facts.with_columns(signatures(texts.select(joined).to_series(), config))
+
+
 def _with_success(
     facts: pl.DataFrame, scores: pl.DataFrame | None, success_score: float
 ) -> pl.DataFrame:
@@ -266,160 +209,5 @@ def _with_success(
     return facts.join(of_prompt, on=["prompt_id", "scorer"], how="left", validate="m:1")
 
 
-def _rulings(config: FilteringConfig) -> list[_Ruling]:
-    """Return the configured filters in the order that attributes a drop: cheapest first."""
-    return [*_flags(config), *_of_numbers(config), *_of_texts(config), *_caps(config)]
-
-
-def _flags(config: FilteringConfig) -> list[_Ruling]:
-    asked = [
-        (config.identical, "identical", "chosen_equals_rejected", _identical),
-        (config.empty, "empty", "completion_empty", _empty),
-        (config.truncated, "truncated", "completion_truncated", _truncated),
-    ]
-    return [
-        _Ruling(name, reason, measure, _is_one, None, of_texts=True)
-        for on, name, reason, measure in asked
-        if on
-    ]
-
-
-def _of_numbers(config: FilteringConfig) -> list[_Ruling]:
-    asked: list[_Limited] = [
-        (_below, config.minimum_margin, "margin", "margin_below_minimum", _column("margin")),
-        (
-            _below,
-            config.minimum_normalised_margin,
-            "normalised_margin",
-            "normalised_margin_below_minimum",
-            pair_filters.normalised_margin,
-        ),
-        (
-            _above,
-            config.maximum_length_ratio,
-            "length_ratio",
-            "length_ratio_above_maximum",
-            pair_filters.length_ratio,
-        ),
-        (
-            _above,
-            config.maximum_length_gap_tokens,
-            "length_gap",
-            "length_gap_above_maximum",
-            pair_filters.length_gap,
-        ),
-        (
-            _below,
-            config.minimum_prompt_success,
-            "prompt_too_hard",
-            "prompt_success_below_minimum",
-            _column("prompt_success"),
-        ),
-        (
-            _above,
-            config.maximum_prompt_success,
-            "prompt_too_easy",
-            "prompt_success_above_maximum",
-            _column("prompt_success"),
-        ),
-    ]
-    return _limited(asked)
-
-
-def _of_texts(config: FilteringConfig) -> list[_Ruling]:
-    languages = config.language or ()
-    reason = f"refusal_in_{config.refusal}"
-    refusal = _Ruling("refusal", reason, _refusal(config), _is_one, None, of_texts=True)
-    asked: list[_Limited] = [
-        (
-            _above,
-            config.maximum_repetition,
-            "repetition",
-            "repetition_above_maximum",
-            lambda facts: text_filters.repetition(facts["chosen_text"]),
-        ),
-        (
-            _above,
-            config.maximum_similarity,
-            "near_identical",
-            "similarity_above_maximum",
-            lambda facts: text_filters.similarity(facts["chosen_text"], facts["rejected_text"]),
-        ),
-        (
-            _above,
-            text_filters.LANGUAGE_SHARE if languages else None,
-            "language",
-            "language_not_asked_for",
-            lambda facts: text_filters.other_language(facts["chosen_text"], languages),
-        ),
-    ]
-    return [*([refusal] if config.refusal else []), *_limited(asked, of_texts=True)]
-
-
-def _caps(config: FilteringConfig) -> list[_Ruling]:
-    of_prompt, of_source = config.maximum_pairs_per_prompt, config.maximum_pairs_per_source
-    by_source = pair_filters.place("source", "split")
-    return _limited(
-        [
-            (
-                _above,
-                of_prompt,
-                "pairs_per_prompt",
-                "per_prompt_cap",
-                pair_filters.place("prompt_id"),
-            ),
-            (_above, of_source, "pairs_per_source", "per_source_cap", by_source),
-        ]
-    )
-
-
-def _limited(asked: Sequence[_Limited], *, of_texts: bool = False) -> list[_Ruling]:
-    """Return the rulings that have a limit."""
-    return [
-        _Ruling(name, reason, measure, drops(limit), limit, of_texts)
-        for drops, limit, name, reason, measure in asked
-        if limit is not None
-    ]
-
-
-def _above(limit: float) -> Drops:
-    return lambda value: value > limit
-
-
-def _below(limit: float) -> Drops:
-    # 1.0 - 0.8 is a little below 0.2: rounding is no defect.
-    return lambda value: value + ROUNDING < limit
-
-
-def _is_one(value: pl.Expr) -> pl.Expr:
-    return value == 1
-
-
-def _measured(facts: pl.DataFrame, ruling: _Ruling) -> pl.Series:
+def _measured(facts: pl.DataFrame, ruling: Ruling) -> pl.Series:
     return ruling.measure(facts).cast(pl.Float64).alias(f"value:{ruling.filter}")
-
-
-def _column(name: str) -> Measure:
-    return lambda facts: facts[name]
-
-
-def _identical(facts: pl.DataFrame) -> pl.Series:
-    return text_filters.identical(facts["chosen_text"], facts["rejected_text"])
-
-
-def _empty(facts: pl.DataFrame) -> pl.Series:
-    return text_filters.empty(facts["chosen_text"]) | text_filters.empty(facts["rejected_text"])
-
-
-def _truncated(facts: pl.DataFrame) -> pl.Series:
-    return (facts["chosen_finish"] != "stop") | (facts["rejected_finish"] != "stop")
-
-
-def _refusal(config: FilteringConfig) -> Measure:
-    def measure(facts: pl.DataFrame) -> pl.Series:
-        chosen = text_filters.refuses(facts["chosen_text"])
-        if config.refusal == "chosen":
-            return chosen
-        return chosen & text_filters.refuses(facts["rejected_text"])
-
-    return measure

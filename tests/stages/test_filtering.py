@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import ConfigError, DataError
-from stages.filtering import FilteringConfig, filter_pairs, kept_pairs, require_kept
+from stages.filter_settings import FilteringConfig
+from stages.filtering import (
+    filter_pairs,
+    kept_pairs,
+    kept_signatures,
+    measure,
+    require_kept,
+    rule,
+)
 from stages.tables import DECISIONS, PAIRS
 from tests.stages.rows import candidates, pairs, prompts, scores, shuffled
 
@@ -262,7 +270,7 @@ def test_a_pair_whose_candidate_is_gone_is_an_error_and_not_kept():
 def test_filters_that_nobody_asked_for_are_off():
     by_default = filter_pairs(*built({}), FilteringConfig()).decisions
     assert by_default["filter"].to_list() == NAMES
-    assert not DEFAULT.needs_prompts
+    assert DEFAULT.prompt_columns == []
     assert not DEFAULT.needs_scores
 
 
@@ -528,3 +536,62 @@ def test_a_chosen_in_another_language_is_dropped():
 def test_an_empty_difficulty_band_is_refused():
     with pytest.raises(ConfigError, match="minimum_prompt_success is above maximum_prompt_success"):
         FilteringConfig.checked({"minimum_prompt_success": 0.6, "maximum_prompt_success": 0.5})
+
+
+WORDS = " ".join(f"word{i}" for i in range(60))
+ALIKE = {"near_duplicates": {"similarity": 0.8}}
+
+
+def alike(*asked):
+    """Return pairs, candidates and prompts; prompts and rejected texts are the same."""
+    of_pairs, of_candidates = built(*({"rejected": "short", **one} for one in asked))
+    of_prompts = prompts(*({"prompt_id": f"prompt_{i}"} for i in range(len(asked))))
+    return of_pairs, of_candidates, of_prompts
+
+
+def test_of_pairs_nearly_alike_the_widest_margin_stays():
+    of_pairs, of_candidates, of_prompts = alike(
+        {"chosen": WORDS, "margin": 1.0},
+        {"chosen": f"{WORDS} more", "margin": 2.0},
+        {"chosen": "something else altogether " * 9, "margin": 1.0},
+    )
+    decisions = filter_pairs(of_pairs, of_candidates, only(**ALIKE), of_prompts).decisions
+    assert decisions.select("pair_id", "kept", "reason", "value").rows() == [
+        ("pair_0", False, "near_duplicate_of_a_pair", 1.0),
+        ("pair_1", True, None, 0.0),
+        ("pair_2", True, None, 0.0),
+    ]
+
+
+def test_a_pair_that_another_filter_drops_takes_no_place():
+    of_pairs, of_candidates, of_prompts = alike(
+        {"chosen": WORDS, "margin": 1.0},
+        {"chosen": f"{WORDS} more", "margin": 2.0, "chosen_finish": "length"},
+    )
+    config = only(truncated=True, **ALIKE)
+    decisions = filter_pairs(of_pairs, of_candidates, config, of_prompts).decisions
+    duplicates = decisions.filter(filter="near_duplicate")
+    assert duplicates.select("pair_id", "kept", "value").rows() == [
+        ("pair_0", True, 0.0),
+        ("pair_1", True, None),
+    ]
+
+
+def test_a_pair_nearly_alike_one_that_an_earlier_run_kept_is_dropped():
+    config = only(**ALIKE)
+    first = alike({"chosen": WORDS, "margin": 1.0})
+    kept = kept_signatures(rule(measure(first[0], first[1], config, first[2]), config))
+    later = alike({"chosen": "x"}, {"chosen": f"{WORDS} more", "margin": 9.0})
+    facts = measure(later[0], later[1], config, later[2])
+    assert rule(facts, config)["standing"].to_list() == [True, True]
+    # Under another id than the earlier pair's, as another text has.
+    earlier = kept.with_columns(pair_id=pl.lit("pair_before"))
+    assert rule(facts, config, earlier)["standing"].to_list() == [True, False]
+
+
+def test_the_same_pair_in_a_later_run_is_no_duplicate_of_itself():
+    config = only(**ALIKE)
+    of_pairs, of_candidates, of_prompts = alike({"chosen": WORDS})
+    facts = measure(of_pairs, of_candidates, config, of_prompts)
+    kept = kept_signatures(rule(facts, config))
+    assert rule(facts, config, kept)["standing"].to_list() == [True]
