@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NoReturn, Self
+from typing import Annotated, Literal, Self
 
 import polars as pl
 import pydantic
 
+from stages.bradley_terry import strengths
 from stages.configuration import Config
 from stages.content_ids import content_ids
-from stages.errors import DataError, nearest
-from stages.filtering import ROUNDING
+from stages.filter_rulings import ROUNDING
+from stages.references import REFERENCE
+from stages.scorer_mix import mix_name, mixed_scores
 from stages.tables import GOLD_SPLIT, PAIRS
 
 VERSION = 2
@@ -19,7 +21,7 @@ STRATEGIES_WITH = {
     "quantile": ("best_vs_quantile",),
     "sigmas": ("best_vs_mean_minus_2_sigma",),
     "minimum_margin": ("all_pairs_above_margin",),
-    "maximum_pairs_per_prompt": ("max_margin_k", "all_pairs_above_margin"),
+    "maximum_pairs_per_prompt": ("max_margin_k", "all_pairs_above_margin", "pairwise_winners"),
 }
 """The strategies that read a parameter; the others refuse it."""
 
@@ -34,10 +36,14 @@ class PairingConfig(Config):
         "best_vs_mean_minus_2_sigma",
         "max_margin_k",
         "all_pairs_above_margin",
+        "pairwise_winners",
+        "reference_over_sampled",
     ] = "best_vs_worst"
-    """`best_vs_…` makes one pair a prompt, the best over one below it; the others, the widest."""
+    """`…_vs_…` and `…_over_…` make one pair a prompt; the others, the widest."""
     scorer: str = "rules"
-    """Whose scores decide."""
+    """Whose scores decide; with `weights`, those that evaluation compares before and after."""
+    weights: dict[str, pydantic.PositiveFloat] = pydantic.Field(default={})
+    """Scorer to weight: their weighted mean in standard deviations within the prompt decides."""
     agreeing_scorers: tuple[str, ...] = ()
     """Each of these must score the chosen higher too; a tie or a missing score makes no pair."""
     seed: int = 0
@@ -64,56 +70,149 @@ class PairingConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _others_agree(self) -> Self:
-        if len({self.scorer, *self.agreeing_scorers}) <= len(self.agreeing_scorers):
+        deciding = self.deciding_scorers
+        distinct = {*deciding, *self.agreeing_scorers}
+        if len(distinct) < len(deciding) + len(self.agreeing_scorers):
             raise ValueError(
-                f"`agreeing_scorers` are different scorers other than `scorer` {self.scorer!r}"
+                "`agreeing_scorers` are different scorers other than "
+                f"{'`weights`' if self.weights else '`scorer`'} {', '.join(deciding)!r}"
             )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _a_mix_of_scores(self) -> Self:
+        if len(self.weights) == 1:
+            raise ValueError("`weights` mix two scorers or more; one alone is `scorer`")
+        if self.weights and self.needs_judgments:
+            raise ValueError("`pairwise_winners` reads one scorer's verdicts: it has no `weights`")
+        return self
 
-def pair(candidates: pl.DataFrame, scores: pl.DataFrame, config: PairingConfig) -> pl.DataFrame:
+    @property
+    def deciding_scorers(self) -> tuple[str, ...]:
+        """The scorers whose scores or verdicts decide."""
+        return tuple(sorted(self.weights)) or (self.scorer,)
+
+    @property
+    def scorer_name(self) -> str:
+        """What the `scorer` column of the pairs says."""
+        return mix_name(self.weights) if self.weights else self.scorer
+
+    def by_scores_of(self, name: str) -> Self:
+        """Return the same for one scorer's scores; strategies that need more become the default."""
+        needs_more = self.needs_judgments or self.needs_references
+        strategy = "best_vs_worst" if needs_more else self.strategy
+        return self.model_copy(update={"scorer": name, "weights": {}, "strategy": strategy})
+
+    @property
+    def needs_judgments(self) -> bool:
+        """Whether the verdicts themselves are asked for, beside the scores."""
+        return self.strategy == "pairwise_winners"
+
+    @property
+    def makes_widest(self) -> bool:
+        """Whether the pairs with the widest margins are made, several a prompt."""
+        return self.strategy in STRATEGIES_WITH["maximum_pairs_per_prompt"]
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether the prompts' reference answers must be candidates."""
+        return self.strategy == "reference_over_sampled"
+
+
+def pair(
+    candidates: pl.DataFrame,
+    scores: pl.DataFrame,
+    config: PairingConfig,
+    judgments: pl.DataFrame | None = None,
+) -> pl.DataFrame:
     """Return the pairs that the strategy makes of each prompt's candidates.
 
     Candidates without a score take no part. Equal scores never make a pair. Among equals a hash
     of seed and candidate id decides, so neither row order nor length has a say. The strategy sees
-    ``config.scorer`` alone; pairs that the agreeing scorers do not bear out are then left out.
-
-    Raises:
-        DataError: a scorer of ``config`` judged nothing, others did.
+    the deciding scorers alone; pairs that the agreeing ones do not bear out are then left out.
+    ``judgments`` are asked for by ``config.needs_judgments``.
     """
-    _require_judged(scores, "scorer", config.scorer)
-    for name in config.agreeing_scorers:
-        _require_judged(scores, "agreeing_scorers", name)
-    scored = _taking_part(candidates, scores, config).filter(pl.col("score").is_finite())
-    seeded = scored.with_columns(seed=pl.lit(str(config.seed)))
-    scored = scored.with_columns(content_ids(seeded, "draw", ["seed", "candidate_id"]))
-    widest = config.strategy in STRATEGIES_WITH["maximum_pairs_per_prompt"]
-    pairs = _widest(scored, config) if widest else _best_over_one(scored, config)
+    scored = taking_part(candidates, scores, config, judgments).filter(pl.col("score").is_finite())
+    scored = _with_draws(scored, config)
+    if config.needs_references:
+        pairs = _reference_over_one(scored)
+    elif config.makes_widest:
+        pairs = _widest(scored, config)
+    else:
+        pairs = _best_over_one(scored, config)
     return _as_pairs(_agreed(pairs, scores, config), config)
 
 
-def _require_judged(scores: pl.DataFrame, key: str, scorer: str) -> None:
-    known = scores["scorer"].unique().to_list()
-    if known and scorer not in known:
-        raise DataError(
-            f"no scores by {scorer!r}{nearest(scorer, known)}",
-            expected=f"a scorer that judged: {', '.join(sorted(known))}",
-            where=f"pairing.{key}",
-        )
-
-
-def _taking_part(
-    candidates: pl.DataFrame, scores: pl.DataFrame, config: PairingConfig
+def taking_part(
+    candidates: pl.DataFrame,
+    scores: pl.DataFrame,
+    config: PairingConfig,
+    judgments: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """Return candidate_id, prompt_id, score and completion_tokens, also where a score is missing.
+    """Return the candidates that may be in a pair, also those whose score is missing.
 
-    Planted answers measure the scorer; they are no training data.
+    Columns: candidate_id, prompt_id, score, completion_tokens, reference (it is no sampled one).
+    Planted answers measure the scorer; they are no training data. References are left out unless
+    the strategy is about them: the other strategies compare what the policy may say.
     """
-    facts = candidates.filter(pl.col("weights_hash") != GOLD_SPLIT)
-    judged = scores.filter(pl.col("scorer") == config.scorer)
-    return judged.select("candidate_id", "prompt_id", "score").join(
-        facts.select("candidate_id", "completion_tokens"), on="candidate_id"
+    facts = candidates.filter(pl.col("weights_hash") != GOLD_SPLIT).select(
+        "candidate_id", "completion_tokens", reference=pl.col("weights_hash") == REFERENCE
     )
+    if not config.needs_references:
+        facts = facts.filter(~pl.col("reference"))
+    judged = scores.filter(pl.col("scorer").is_in(config.deciding_scorers)).join(
+        facts.select("candidate_id"), on="candidate_id", how="semi"
+    )
+    if config.weights:
+        everyone = judged.select("candidate_id", "prompt_id").unique()
+        mixed = mixed_scores(judged, config.weights).drop("prompt_id")
+        judged = everyone.join(mixed, on="candidate_id", how="left")
+    elif config.needs_judgments:
+        verdicts = _pairwise_verdicts(judgments, judged, config.scorer)
+        judged = judged.drop("score").join(
+            strengths(verdicts).rename({"strength": "score"}), on="candidate_id", how="left"
+        )
+    return judged.select("candidate_id", "prompt_id", "score").join(facts, on="candidate_id")
+
+
+def _pairwise_verdicts(
+    judgments: pl.DataFrame | None, judged: pl.DataFrame, scorer: str
+) -> pl.DataFrame:
+    """Return the scorer's verdicts on two of the candidates in ``judged``, with their prompt."""
+    if judgments is None:
+        raise TypeError("the strategy pairwise_winners is given no judgments")
+    ids = judged.select("candidate_id", "prompt_id")
+    said = judgments.filter(pl.col("scorer") == scorer, pl.col("score").is_finite())
+    return said.join(ids, on="candidate_id").join(
+        ids.select("candidate_id"),
+        left_on="other_candidate_id",
+        right_on="candidate_id",
+        how="semi",
+    )
+
+
+def _with_draws(scored: pl.DataFrame, config: PairingConfig) -> pl.DataFrame:
+    """Return ``scored`` with `draw_id`, by which equals are told apart: null where none is equal.
+
+    A hash for each of a million rows takes longer than all the rest.
+    """
+    by_score = config.strategy == "best_vs_worst" or config.makes_widest
+    equal = pl.struct("prompt_id", "score").is_duplicated() if by_score else pl.lit(value=True)
+    drawn = scored.filter(equal).select("candidate_id", seed=pl.lit(str(config.seed)))
+    draws = drawn.select("candidate_id").with_columns(
+        content_ids(drawn, "draw", ["seed", "candidate_id"])
+    )
+    return scored.join(draws, on="candidate_id", how="left")
+
+
+def _reference_over_one(scored: pl.DataFrame) -> pl.DataFrame:
+    """Return one pair per prompt: its reference and any one sampled answer scored below it."""
+    references = scored.filter("reference")
+    sampled = scored.filter(~pl.col("reference")).join(
+        references.select("prompt_id", reference_score="score"), on="prompt_id"
+    )
+    below = sampled.filter(pl.col("score") < pl.col("reference_score"))
+    return _joined(references, _first_per_prompt(below.sort("draw_id")))
 
 
 def _best_over_one(scored: pl.DataFrame, config: PairingConfig) -> pl.DataFrame:
@@ -204,45 +303,8 @@ def _as_pairs(pairs: pl.DataFrame, config: PairingConfig) -> pl.DataFrame:
     """Return rows of the `pairs` table, sorted by id."""
     pairs = pairs.with_columns(
         strategy=pl.lit(config.strategy),
-        scorer=pl.lit(config.scorer),
-        confidence=pl.lit(None, dtype=pl.Float64),
+        scorer=pl.lit(config.scorer_name),
     )
     identity = ["chosen_candidate_id", "rejected_candidate_id", "strategy", "scorer"]
     pairs = pairs.with_columns(content_ids(pairs, "pair", identity))
     return pairs.sort("pair_id").select(PAIRS.column_names)
-
-
-def explain_no_pairs(
-    candidates: pl.DataFrame, scores: pl.DataFrame, config: PairingConfig
-) -> NoReturn:
-    """Say why ``pair`` made no pair at all of the same arguments.
-
-    Raises:
-        DataError: always, with the counts of tied and unscored prompts and of those whose pairs
-            were refused.
-    """
-    finite = pl.col("score").filter(pl.col("score").is_finite())
-    per_prompt = (
-        _taking_part(candidates, scores, config)
-        .group_by("prompt_id")
-        .agg(scored=finite.len(), distinct=finite.n_unique())
-    )
-    few = per_prompt.filter(pl.col("scored") < 2).height  # noqa: PLR2004
-    tied = per_prompt.filter(pl.col("scored") >= 2, pl.col("distinct") == 1).height  # noqa: PLR2004
-    refused = per_prompt.height - few - tied
-    found = (
-        f"no pairs: of {per_prompt.height} prompts {tied} have only tied candidates and "
-        f"{few} fewer than two scored ones"
-    )
-    remedy = "sample more candidates per prompt, at a higher temperature, or use a finer scorer"
-    if refused:
-        limits = [f"`minimum_margin` {config.minimum_margin:g}"] if config.minimum_margin else []
-        limits += [f"the agreement of {name}" for name in config.agreeing_scorers]
-        found += f"; {refused} have pairs, none with {' and '.join(limits)}"
-        remedy = f"lower `minimum_margin` or ask fewer `agreeing_scorers` to agree; {remedy}"
-    raise DataError(
-        found,
-        expected="two candidates with different scores for at least one prompt",
-        where="stage pair",
-        remedy=remedy,
-    )

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import ConfigError, DataError
-from stages.pairing import PairingConfig, explain_no_pairs, pair
+from stages.no_pairs import explain_no_pairs
+from stages.pairing import PairingConfig, pair
 from stages.tables import PAIRS
 from tests.stages.rows import candidates, candidates_of, scores, shuffled
 
@@ -56,7 +57,7 @@ def test_best_vs_worst_by_hand():
     row = pairs.row(by_predicate=pl.col("prompt_id") == "p1", named=True)
     assert (row["chosen_score"], row["rejected_score"]) == (0.9, 0.2)
     assert row["margin"] == pytest.approx(0.7)
-    assert (row["strategy"], row["scorer"], row["confidence"]) == ("best_vs_worst", "rules", None)
+    assert (row["strategy"], row["scorer"]) == ("best_vs_worst", "rules")
     PAIRS.to_arrow(pairs)
 
 
@@ -402,8 +403,10 @@ def test_only_the_configured_scorer_decides():
 def test_an_unknown_scorer_names_those_known():
     by_prompt = {"p1": {"a": 1.0, "b": 0.0}}
     both = pl.concat([scores(by_prompt), scores(by_prompt, scorer="judge")])
+    asked = candidates_of(by_prompt), both, PairingConfig(scorer="rule")
+    assert pair(*asked).is_empty()  # of one shard: a scorer of few votes may have none on it
     with pytest.raises(DataError) as caught:
-        pair(candidates_of(by_prompt), both, PairingConfig(scorer="rule"))
+        explain_no_pairs(*asked)
     assert "no scores by 'rule'; nearest known: rules" in str(caught.value)
     assert "judge, rules" in str(caught.value)
 
@@ -455,7 +458,7 @@ def test_agreement_only_takes_pairs_away(lists, config, data):
 def test_an_unknown_agreeing_scorer_names_those_known():
     rows = judged({"p1": {"a": 1, "b": 0}}, {"p1": {"a": 1, "b": 0}})
     with pytest.raises(DataError) as caught:
-        pair(*rows, PairingConfig(agreeing_scorers=("jugde",)))
+        explain_no_pairs(*rows, PairingConfig(agreeing_scorers=("jugde",)))
     assert "no scores by 'jugde'; nearest known: judge" in str(caught.value)
     assert "pairing.agreeing_scorers" in str(caught.value)
 
@@ -470,13 +473,17 @@ def test_an_unknown_agreeing_scorer_names_those_known():
         ({"strategy": "best_vs_quantile", "sigmas": 1.0}, "only with best_vs_mean_minus_2_sigma"),
         (
             {"strategy": "best_vs_random", "maximum_pairs_per_prompt": 2},
-            "only with max_margin_k and all_pairs_above_margin",
+            "only with max_margin_k and all_pairs_above_margin and pairwise_winners",
         ),
         ({"strategy": "max_margin_k", "minimum_margin": 1.0}, "only with all_pairs_above_margin"),
         ({"strategy": "best_vs_quantile", "quantile": 1.5}, "quantile: "),
         ({"strategy": "max_margin_k", "maximum_pairs_per_prompt": 0}, "maximum_pairs_per_prompt: "),
         ({"scorer": "a", "agreeing_scorers": ["b", "a"]}, "other than `scorer` 'a'"),
         ({"scorer": "a", "agreeing_scorers": ["b", "b"]}, "are different scorers"),
+        ({"weights": {"a": 1, "b": 2}, "agreeing_scorers": ["b"]}, "other than `weights` 'a, b'"),
+        ({"weights": {"a": 1}}, "mix two scorers or more"),
+        ({"weights": {"a": 1, "b": 0}}, "weights.b: "),
+        ({"weights": {"a": 1, "b": 1}, "strategy": "pairwise_winners"}, "it has no `weights`"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(values, said):
@@ -489,6 +496,14 @@ def test_what_cannot_be_meant_is_refused(values, said):
 def test_a_resolved_configuration_is_read_again(strategy):
     config = PairingConfig(strategy=strategy, agreeing_scorers=("judge",))
     assert PairingConfig.checked(config.model_dump(mode="json")) == config
+
+
+def test_one_scorers_scores_are_paired_without_what_needs_more():
+    mixed = PairingConfig(strategy="max_margin_k", weights={"a": 1, "b": 2})
+    assert mixed.by_scores_of("c") == PairingConfig(strategy="max_margin_k", scorer="c")
+    for strategy in ("pairwise_winners", "reference_over_sampled"):
+        alone = PairingConfig(strategy=strategy).by_scores_of("c")
+        assert alone == PairingConfig(strategy="best_vs_worst", scorer="c")
 
 
 # --- no pairs
