@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import polars as pl
+import pydantic
 
 from stages.configuration import NOT_EMPTY, Config
 from stages.content_ids import content_hash
-from stages.export_formats import FORMATS, TRL_COLUMNS, pair_lines, require_allowed
-from stages.tables import EXPORT_ROWS, EXPORTS, SPLITS
+from stages.export_formats import COMPANIONS, FORMATS, TRL_COLUMNS, Companion
+from stages.tables import EXPORTS, SPLITS
+from stages.unpaired import UnpairedConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = [
-    "ExportConfig",
-    "describe",
-    "encode",
-    "export_files",
-    "preference_rows",
-    "require_allowed",
-]
-
-VERSION = 1
+VERSION = 2
 
 Format = Literal[
     "trl_jsonl",
@@ -33,6 +25,8 @@ Format = Literal[
     "openai_jsonl",
     "llama_factory_json",
     "axolotl_jsonl",
+    "argilla_json",
+    "hf_dataset",
 ]
 
 
@@ -41,23 +35,31 @@ class ExportConfig(Config):
 
     formats: Annotated[tuple[Format, ...], NOT_EMPTY] = ("trl_jsonl", "trl_parquet")
     """`trl_jsonl`, `trl_parquet`: TRL's preference format, conversational, with an explicit prompt;
-    `rounds` trains on one of these. The others, for KTO and for other trainers: docs/exports.md.
+    `rounds` trains on one of these. The others, for KTO, for other trainers, for Argilla and for
+    the Hugging Face hub: docs/exports.md.
     """
+    unpaired: UnpairedConfig | None = None
+    """Thresholds that label the answers of `trl_unpaired_jsonl` by score. Null: chosen answers are
+    desirable, rejected ones undesirable."""
+    license: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,40}$")] | None = None
+    """The hub's name of a licence (`apache-2.0`, `cc-by-4.0`, `other`), for the card of
+    `hf_dataset`."""
 
 
-def export_files(formats: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Return the split, format and name of every file to write.
+def distinct(formats: Iterable[str]) -> list[str]:
+    """Return each format once, in order."""
+    return list(dict.fromkeys(formats))
 
-    LLaMA-Factory's `dataset_info.json` describes both splits; it counts as one of `train`.
-    """
-    files = [
-        (split, name, FORMATS[name].file_name.format(split=split))
-        for split in SPLITS
-        for name in dict.fromkeys(formats)
-    ]
-    if any(name == "llama_factory_json" for _, name, _ in files):
-        files.append(("train", "llama_factory_info", FORMATS["llama_factory_info"].file_name))
-    return files
+
+def companions(formats: Iterable[str]) -> list[Companion]:
+    """Return the files that describe those of the formats, both splits in one."""
+    return [COMPANIONS[name] for name in distinct(formats) if name in COMPANIONS]
+
+
+def file_names(formats: Iterable[str]) -> list[str]:
+    """Return the name of every file to write, with forward slashes."""
+    of_splits = [FORMATS[name].name_of(split) for split in SPLITS for name in distinct(formats)]
+    return of_splits + [companion.file_name for companion in companions(formats)]
 
 
 def preference_rows(
@@ -66,9 +68,12 @@ def preference_rows(
     """Return one split's pairs in TRL's conversational preference format, sorted by pair id.
 
     Columns: `prompt` (list of messages), `chosen` and `rejected` (lists of one assistant
-    message), then `pair_id`, `chosen_score`, `rejected_score` and `margin`, which TRL ignores,
-    and, for other formats than TRL's, `chosen_candidate_id` and `rejected_candidate_id`.
+    message), then `pair_id`, `chosen_score`, `rejected_score`, `margin` and `confidence` (null
+    where ``kept`` has none), which TRL ignores, and, for other formats than TRL's, `prompt_id`,
+    `scorer`, `chosen_candidate_id` and `rejected_candidate_id`.
     """
+    if "confidence" not in kept.columns:
+        kept = kept.with_columns(confidence=pl.lit(None, dtype=pl.Float64))
     rows = kept.join(
         prompts.filter(pl.col("split") == split).select("prompt_id", prompt="messages"),
         on="prompt_id",
@@ -82,30 +87,18 @@ def preference_rows(
         rows = rows.join(texts, on=f"{role}_candidate_id", how="inner", validate="m:1")
         turn = pl.struct(role=pl.lit("assistant"), content=pl.col("content"))
         rows = rows.with_columns(pl.concat_list(turn).alias(role)).drop("content")
-    ids = ("chosen_candidate_id", "rejected_candidate_id")
+    ids = ("prompt_id", "scorer", "chosen_candidate_id", "rejected_candidate_id")
     return rows.sort("pair_id").select(*TRL_COLUMNS, *ids)
 
 
-def encode(rows: pl.DataFrame, format_name: str) -> bytes:
-    """Return the file's bytes: equal rows give equal bytes."""
-    return FORMATS[format_name].encode(rows)
-
-
-def describe(
-    rows: pl.DataFrame, content: bytes, format_name: str, split: str, path: str
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the `exports` row of one file and its `export_rows`."""
-    sha256 = hashlib.sha256(content).hexdigest()
-    export_id = f"export_{content_hash([sha256, format_name, split])}"
-    lines = pair_lines(rows, format_name).with_columns(export_id=pl.lit(export_id))
+def export_row(format_name: str, split: str, path: str, pairs: int, sha256: str) -> pl.DataFrame:
+    """Return the `exports` row of one file that holds so many pairs."""
     export = {
-        "export_id": export_id,
+        "export_id": f"export_{content_hash([sha256, format_name, split])}",
         "format": format_name,
         "split": split,
         "path": path,
-        "rows": lines.height,
+        "rows": pairs,
         "sha256": sha256,
     }
-    return pl.DataFrame([export], schema=EXPORTS.empty().schema), lines.select(
-        EXPORT_ROWS.column_names
-    )
+    return pl.DataFrame([export], schema=EXPORTS.empty().schema)

@@ -1,17 +1,17 @@
 """Exports: what a trainer reads is exactly what was kept, each split in its own file."""
 
-import hashlib
 import json
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.export import describe, encode, preference_rows
+from stages.export import export_row, preference_rows
 from stages.export_formats import FORMATS, TRL_COLUMNS
-from stages.tables import EXPORT_ROWS, EXPORTS, SPLITS
+from stages.tables import EXPORTS, SPLITS
 from tests.stages.rows import candidates, pairs, prompts, shuffled
+from tests.stages.written import encode
 
 TRL_PREFERENCE = ("trl_jsonl", "trl_parquet")
 
@@ -86,6 +86,9 @@ def test_rows_by_hand():
         "chosen_score": 1.0,
         "rejected_score": 0.1,
         "margin": 0.9,
+        "confidence": None,
+        "prompt_id": "prompt_001",
+        "scorer": "x",
         "chosen_candidate_id": "c001",
         "rejected_candidate_id": "r001",
     }
@@ -106,6 +109,7 @@ def test_every_line_of_the_jsonl_is_one_pair():
     assert [json.loads(line) for line in lines] == rows.select(TRL_COLUMNS).to_dicts()
 
 
+@settings(max_examples=15)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5), st.integers(0, 3))
 def test_equal_rows_give_equal_bytes_whatever_their_order(texts, seed):
     tables = built(texts)
@@ -138,43 +142,43 @@ def test_a_pair_that_was_not_kept_is_not_written():
     assert rows.height == len(TEXTS) - 1
 
 
-@pytest.mark.parametrize("name", TRL_PREFERENCE)
-def test_the_record_of_an_export_is_true(name):
-    rows = preference_rows(*built(TEXTS), "train")
-    content = encode(rows, name)
-    exports, lines = describe(rows, content, name, "train", "exports/x/train")
-    EXPORTS.to_arrow(exports)
-    EXPORT_ROWS.to_arrow(lines)
-    (record,) = exports.iter_rows(named=True)
-    assert record["rows"] == len(TEXTS)
-    assert record["sha256"] == hashlib.sha256(content).hexdigest()
-    assert (record["format"], record["split"]) == (name, "train")
-    assert set(lines["export_id"]) == {record["export_id"]}
-    if name == "trl_jsonl":
-        written = [json.loads(line)["pair_id"] for line in content.decode().split("\n")[:-1]]
-        assert list(lines.select("line", "pair_id").iter_rows()) == list(enumerate(written, 1))
+def test_the_confidence_of_a_pair_is_written_where_it_is_known():
+    kept, asked, answers = built(["one", "two"])
+    known = kept.with_columns(confidence=pl.Series([0.75, None]))
+    rows = preference_rows(known, asked, answers, "train")
+    lines = encode(rows, "trl_jsonl").decode().splitlines()
+    assert [json.loads(line)["confidence"] for line in lines] == [0.75, None]
 
 
 def test_exports_of_other_bytes_formats_or_splits_have_other_ids():
-    rows = preference_rows(*built(["one"]), "train")
     asked = [
-        (b"a", "trl_jsonl", "train"),
-        (b"b", "trl_jsonl", "train"),
-        (b"a", "trl_parquet", "train"),
-        (b"a", "trl_jsonl", "heldout"),
+        ("trl_jsonl", "train", "path", 1, "a"),
+        ("trl_jsonl", "train", "path", 1, "b"),
+        ("trl_parquet", "train", "path", 1, "a"),
+        ("trl_jsonl", "heldout", "path", 1, "a"),
     ]
-    ids = [describe(rows, *one, "path")[0]["export_id"][0] for one in asked]
-    assert len(set(ids)) == 4
-    assert describe(rows, *asked[0], "moved")[0]["export_id"][0] == ids[0]
+    exports = [export_row(*one) for one in asked]
+    EXPORTS.to_arrow(exports[0])
+    assert len({row["export_id"][0] for row in exports}) == 4
+    moved = export_row("trl_jsonl", "train", "moved", 1, "a")
+    assert moved["export_id"][0] == exports[0]["export_id"][0]
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"hf_dataset"}))
+def test_a_file_of_two_shards_reads_as_one_of_all_rows(name):
+    rows = preference_rows(*built(TEXTS), "train")
+    nothing = rows.clear()
+    whole, cut = encode(rows, name), encode(nothing, name, rows[:4], nothing, rows[4:])
+    if name == "trl_parquet":
+        assert pl.read_parquet(cut).equals(pl.read_parquet(whole))
+    else:
+        assert cut == whole
 
 
 @pytest.mark.parametrize("name", TRL_PREFERENCE)
 def test_a_split_without_pairs_gives_an_empty_file(name):
     rows = preference_rows(*built(["one"]), "heldout")
     content = encode(rows, name)
-    exports, lines = describe(rows, content, name, "heldout", "path")
-    assert exports["rows"].to_list() == [0]
-    assert EXPORT_ROWS.to_arrow(lines).num_rows == 0
     if name == "trl_parquet":
         assert pl.read_parquet(content).schema == rows.select(TRL_COLUMNS).schema
     else:

@@ -15,14 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import DataError
-from stages.export import Format, describe, encode, export_files, preference_rows, require_allowed
-from stages.export_formats import FORMATS, SHAREGPT_ROLES
-from stages.prompt_sampling import ROLES
-from stages.tables import EXPORT_FORMATS, EXPORT_ROWS, EXPORTS
+from stages.export import Format, export_row, file_names, preference_rows
+from stages.export_formats import (
+    COMPANIONS,
+    FORMATS,
+    SHAREGPT_ROLES,
+    UNPAIRED,
+    pair_lines,
+    require_allowed,
+)
+from stages.prompt_records import ROLES
+from stages.tables import EXPORT_FORMATS
 from tests.stages.test_export import TEXTS, built
+from tests.stages.written import companion, encode
 
-LONG = "long " * 20_000
-PAIR_FILES = sorted(set(FORMATS) - {"llama_factory_info"})
+LONG = "long " * 200_000  # 1 MB
 
 
 def text_of(role):
@@ -109,6 +116,9 @@ def asking(*roles, chosen="Yes.", rejected="No.", pair_id="pair_a"):
         "chosen_score": 1.0,
         "rejected_score": 0.0,
         "margin": 1.0,
+        "confidence": None,
+        "prompt_id": "p",
+        "scorer": "rules",
         "chosen_candidate_id": "c",
         "rejected_candidate_id": "r",
     }
@@ -137,19 +147,21 @@ def texts_in(name, found):
 def loaded(tmp_path, rows, name, split="train"):
     """Return what `datasets`, which TRL, LLaMA-Factory and axolotl all read with, makes of it."""
     datasets.disable_progress_bars()
-    path = tmp_path / FORMATS[name].file_name.format(split=split)
+    path = tmp_path / FORMATS[name].name_of(split)
     path.write_bytes(encode(rows, name))
     cache = str(tmp_path / "cache")
     return datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=cache)
 
 
 def test_the_formats_are_the_same_in_the_configuration_the_table_and_here():
-    assert set(FORMATS) == set(EXPORT_FORMATS) == {*get_args(Format), "llama_factory_info"}
+    assert set(FORMATS) == set(get_args(Format))
+    assert set(EXPORT_FORMATS) == {*FORMATS, *(beside.name for beside in COMPANIONS.values())}
 
 
 def test_the_names_of_all_files_differ():
-    names = [name for _, _, name in export_files(get_args(Format))]
-    assert len(names) == len(set(names)) == 2 * len(get_args(Format)) + 1
+    names = file_names(get_args(Format))
+    assert len(names) == len(set(names)) == 2 * len(get_args(Format)) + 3
+    assert file_names(["trl_jsonl", "trl_jsonl"]) == ["train.jsonl", "heldout.jsonl"]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -196,17 +208,14 @@ def test_records_by_hand():
 
 
 def test_dataset_info_describes_the_files_of_both_splits():
-    files = export_files(["llama_factory_json"])
-    written = {split: name for split, form, name in files if form == "llama_factory_json"}
-    info = json.loads(encode(preference(["x"]), "llama_factory_info"))
+    train, heldout, info = file_names(["llama_factory_json"])
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     same = {"formatting": "sharegpt", "ranking": True, "columns": columns}
-    assert info == {
-        "prefmill_train": {"file_name": written["train"], **same},
-        "prefmill_heldout": {"file_name": written["heldout"], **same},
+    assert info == "dataset_info.json"
+    assert json.loads(companion("llama_factory_json")) == {
+        "prefmill_train": {"file_name": train, **same},
+        "prefmill_heldout": {"file_name": heldout, **same},
     }
-    assert files[-1] == ("train", "llama_factory_info", "dataset_info.json")
-    assert "llama_factory_info" not in {form for _, form, _ in export_files(["trl_jsonl"])}
 
 
 @settings(max_examples=40)
@@ -287,17 +296,13 @@ def test_every_role_of_a_prompt_has_a_name_in_sharegpt():
     assert set(SHAREGPT_ROLES) == set(ROLES)
 
 
-@pytest.mark.parametrize("name", PAIR_FILES)
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {UNPAIRED, "hf_dataset"}))
 def test_the_recorded_line_of_a_pair_is_the_line_it_is_at(name):
     rows = preference(TEXTS, heldout=(2,))
-    content = encode(rows, name)
-    exports, lines = describe(rows, content, name, "train", "exports/x/y")
-    EXPORTS.to_arrow(exports)
-    EXPORT_ROWS.to_arrow(lines)
-    assert exports["rows"].to_list() == [rows.height]
+    content, lines = encode(rows, name), pair_lines(rows)
     assert lines["pair_id"].to_list() == rows["pair_id"].to_list()
     if name == "trl_parquet":
-        written = [str(chosen) for chosen in pl.read_parquet(content)["chosen"].to_list()]
+        written = [str(row) for row in pl.read_parquet(content).to_dicts()]
     else:
         written = [json.loads(line.strip("[],")) for line in content.decode().split("\n")[:-1]]
         written = [json.dumps(found, ensure_ascii=False) for found in written]
@@ -307,61 +312,12 @@ def test_the_recorded_line_of_a_pair_is_the_line_it_is_at(name):
         assert encoded in written[line - 1]
 
 
-def test_dataset_info_is_recorded_as_a_file_without_pairs():
-    rows = preference(TEXTS)
-    content = encode(rows, "llama_factory_info")
-    exports, lines = describe(rows, content, "llama_factory_info", "train", "exports/x/y")
-    EXPORTS.to_arrow(exports)
-    assert exports["rows"].to_list() == [0]
-    assert EXPORT_ROWS.to_arrow(lines).num_rows == 0
-
-
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_split_without_pairs_gives_no_records(name):
     rows = preference(["x"]).clear()
     require_allowed(rows, name)
     content = encode(rows, name)
     assert content == (b"[]\n" if name == "llama_factory_json" else b"")
-
-
-def unpaired(*sides):
-    """Return rows of pairs from (pair, chosen candidate, rejected candidate)."""
-    return pl.concat(
-        asking("user", pair_id=pair, chosen=f"text {c}", rejected=f"text {r}").with_columns(
-            chosen_candidate_id=pl.lit(c), rejected_candidate_id=pl.lit(r)
-        )
-        for pair, c, r in sides
-    )
-
-
-def test_unpaired_answers_are_there_once_with_each_label():
-    rows = unpaired(("p1", "a", "b"), ("p2", "a", "c"), ("p3", "b", "c"))
-    found = read(rows, "trl_unpaired_jsonl")
-    facts = [(f["candidate_id"], f["label"], f["pair_id"]) for f in found]
-    assert facts == [
-        ("a", True, "p1"),
-        ("b", False, "p1"),
-        ("c", False, "p2"),
-        ("b", True, "p3"),
-    ]
-    assert found[0]["completion"] == [{"role": "assistant", "content": "text a"}]
-    assert found[0]["prompt"] == [{"role": "user", "content": "turn 0"}]
-    _, lines = describe(rows, b"", "trl_unpaired_jsonl", "train", "x")
-    assert list(lines.select("pair_id", "line").iter_rows()) == [("p1", 1), ("p2", 1), ("p3", 4)]
-
-
-def test_trl_itself_unpairs_to_the_same_rows(tmp_path):
-    from trl import unpair_preference_dataset
-
-    rows = preference(TEXTS)
-    theirs = unpair_preference_dataset(datasets.Dataset.from_list(rows.to_dicts()))
-    ours = loaded(tmp_path, rows, "trl_unpaired_jsonl")
-    columns = ["prompt", "completion", "label"]
-
-    def facts(dataset):
-        return sorted(json.dumps({c: row[c] for c in columns}, sort_keys=True) for row in dataset)
-
-    assert facts(ours) == facts(theirs)
 
 
 @pytest.mark.parametrize("name", ["trl_jsonl", "trl_unpaired_jsonl"])
@@ -384,12 +340,10 @@ def test_trl_renders_an_exported_row_with_the_bundled_models_template(tmp_path, 
 def test_rounds_train_on_trls_preference_files_only():
     from flows.training_round import training_export
 
-    rows = preference(["x"])
-    described = {name: describe(rows, b"", name, "train", name)[0] for name in PAIR_FILES}
+    described = {name: export_row(name, "train", name, 1, "0") for name in FORMATS}
     assert training_export(pl.concat(described.values()))["format"] == "trl_jsonl"
     without = [row for name, row in described.items() if name != "trl_jsonl"]
     assert training_export(pl.concat(without))["format"] == "trl_parquet"
+    others = [row for name, row in described.items() if name not in {"trl_jsonl", "trl_parquet"}]
     with pytest.raises(DataError, match="trl_jsonl or trl_parquet"):
-        training_export(pl.concat(row for name, row in described.items() if "trl_" not in name))
-    with pytest.raises(DataError, match="trl_jsonl or trl_parquet"):
-        training_export(described["trl_unpaired_jsonl"])
+        training_export(pl.concat(others))
