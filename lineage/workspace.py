@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 COMPRESSION = "zstd"
 
+ROWS_READ_TOGETHER = 65_536
+"""Of a Parquet row group: looking up some rows by a sorted id reads the groups that hold them."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -115,6 +118,18 @@ class Part:
     sha256: str
 
 
+LARGE_GROUP = 16
+"""Rows together that are cut up, over the rows asked for."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some rows of a dataset, to be read when collected, and how many they are."""
+
+    frame: pl.LazyFrame
+    rows: int
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A reference to one table of one finished stage output. Tasks pass these, never frames."""
@@ -136,27 +151,26 @@ class Dataset:
         """Return a reference to the parts from ``first`` to before ``end``."""
         return Dataset(self.table, self.stage_key, self.parts[first:end])
 
-    def grouped(self, workspace: Workspace, rows: int, key: str) -> list[pl.LazyFrame]:
-        """Return the rows in groups of about ``rows``, all of one ``key`` value in one group.
+    def grouped(self, workspace: Workspace, rows: int, key: str) -> list[Group]:
+        """Return the rows in groups of at least ``rows``, all of one ``key`` value in one group.
 
-        A group is read when it is collected: one at a time is in memory.
+        A group is read when it is collected: one at a time is in memory. Part-files are not cut
+        up, as every slice costs a look at the whole file, but those of more than 16 times ``rows``.
         """
         keys = [_scan(workspace, part).select(key).collect().to_series() for part in self.parts]
-        groups: list[pl.LazyFrame] = []
-        gathered: list[pl.LazyFrame] = []
-        height = 0
+        groups: list[Group] = []
+        gathered: list[Group] = []
         for together in _connected(keys):
             frame = pl.concat([_scan(workspace, self.parts[index]) for index in together])
             of_frame = pl.concat([keys[index] for index in together])
-            if len(of_frame) > rows:
+            if len(of_frame) > LARGE_GROUP * rows:
                 groups += [*_joined(gathered), *_cut(frame, of_frame, rows)]
-                gathered, height = [], 0
+                gathered = []
                 continue
-            gathered.append(frame)
-            height += len(of_frame)
-            if height >= rows:
+            gathered.append(Group(frame, len(of_frame)))
+            if sum(group.rows for group in gathered) >= rows:
                 groups += _joined(gathered)
-                gathered, height = [], 0
+                gathered = []
         return groups + _joined(gathered)
 
     def scan(self, workspace: Workspace) -> pl.LazyFrame:
@@ -186,8 +200,10 @@ def _scan(workspace: Workspace, part: Part) -> pl.LazyFrame:
     return pl.scan_parquet(workspace.root / part.path, hive_partitioning=False)
 
 
-def _joined(frames: list[pl.LazyFrame]) -> list[pl.LazyFrame]:
-    return [pl.concat(frames)] if frames else []
+def _joined(groups: list[Group]) -> list[Group]:
+    """Return the groups as one, none if there are none."""
+    frames = [group.frame for group in groups]
+    return [Group(pl.concat(frames), sum(group.rows for group in groups))] if groups else []
 
 
 def _connected(keys: Sequence[pl.Series]) -> list[list[int]]:
@@ -220,7 +236,7 @@ def _connected(keys: Sequence[pl.Series]) -> list[list[int]]:
     return list(together.values())
 
 
-def _cut(frame: pl.LazyFrame, keys: pl.Series, rows: int) -> list[pl.LazyFrame]:
+def _cut(frame: pl.LazyFrame, keys: pl.Series, rows: int) -> list[Group]:
     """Return slices of ``frame``, of about ``rows`` rows, cut where ``keys`` changes.
 
     Where a key's rows don't stand together, a slice is read by picking them from all of ``frame``.
@@ -231,13 +247,13 @@ def _cut(frame: pl.LazyFrame, keys: pl.Series, rows: int) -> list[pl.LazyFrame]:
     wanted = pl.Series(range(0, int(starts[-1]) + 1, rows), dtype=starts.dtype)
     cuts = starts.gather(starts.search_sorted(wanted)).unique().sort().to_list()
     ends = [*cuts[1:], len(keys)]
-    if together is keys:
-        return [frame.slice(start, end - start) for start, end in zip(cuts, ends, strict=True)]
     key = pl.col(keys.name)
-    return [
-        frame.filter(key.is_between(pl.lit(ordered[start]), pl.lit(ordered[end - 1])))
-        for start, end in zip(cuts, ends, strict=True)
-    ]
+    groups = []
+    for start, end in zip(cuts, ends, strict=True):
+        inside = key.is_between(pl.lit(ordered[start]), pl.lit(ordered[end - 1]))
+        part = frame.slice(start, end - start) if together is keys else frame.filter(inside)
+        groups.append(Group(part, end - start))
+    return groups
 
 
 def commit_bytes(path: Path, content: bytes) -> None:
@@ -291,7 +307,7 @@ def write_part(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
-        pq.write_table(arrow, file, compression=COMPRESSION)
+        pq.write_table(arrow, file, compression=COMPRESSION, row_group_size=ROWS_READ_TOGETHER)
         file.flush()
         os.fsync(file.fileno())
     commit_rename(temporary, path)
