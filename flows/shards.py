@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,8 +45,12 @@ class Shard:
         return self.candidates.select(columns).collect()
 
 
+@functools.lru_cache(maxsize=4)
 def groups(workspace: Workspace, candidates: Dataset) -> list[Group]:
-    """Return the candidates in groups of whole prompts: judged together."""
+    """Return the candidates in groups of whole prompts: judged together.
+
+    Every stage asks for those of the same candidates; looking them up reads all their prompt ids.
+    """
     return candidates.grouped(workspace, CANDIDATES_JUDGED_TOGETHER, "prompt_id")
 
 

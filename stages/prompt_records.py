@@ -60,10 +60,13 @@ def one_user_turn(text: str) -> str:
 
 
 def conversation_of(value: Any, system: str | None) -> str | None:
-    """Return the canonical JSON of a conversation, text as one user turn; None: not usable."""
+    """Return the canonical JSON of a conversation, text as one user turn; None: not usable.
+
+    One with tool calls is not: a turn holds a role and a text, and the calls would be lost.
+    """
     if isinstance(value, str):
         messages = [{"role": "user", "content": value}] if value.strip() else []
-    elif isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+    elif isinstance(value, list) and all(map(_is_text_turn, value)):
         messages = [{"role": turn.get("role"), "content": turn.get("content")} for turn in value]
     else:
         messages = []
@@ -78,6 +81,10 @@ def conversation_of(value: Any, system: str | None) -> str | None:
         and not (system is not None and "system" in roles[1:])
     )
     return conversation_json(messages) if usable else None
+
+
+def _is_text_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and not turn.get("tool_calls")
 
 
 def truth_text(row: Row, column: str | None) -> str | None:

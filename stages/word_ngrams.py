@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -95,9 +96,17 @@ def word_ngrams(words: pl.Series, size: int) -> WordNgrams:
 
 
 def _powers(base: int, count: int) -> NDArray[np.uint64]:
+    return _powers_up_to(base, 2 ** max(count - 1, 0).bit_length())[:count]
+
+
+@lru_cache(maxsize=4)
+def _powers_up_to(base: int, count: int) -> NDArray[np.uint64]:
+    """Return base^0 to base^(count - 1) modulo 2^64; every block of texts needs the same."""
     powers = np.full(count, base, np.uint64)
     powers[0] = 1
-    return np.multiply.accumulate(powers)
+    powers = np.multiply.accumulate(powers)
+    powers.flags.writeable = False
+    return powers
 
 
 def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -268,6 +268,12 @@ def test_a_missing_file_is_named(tmp_path):
         [{"role": "robot", "content": "Hello?"}, {"role": "user", "content": "Hello?"}],
         [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}],
         [{"role": "system", "content": "Be brief."}],
+        [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "sky"}}]},
+            {"role": "tool", "content": "Sunny."},
+            {"role": "user", "content": "And now?"},
+        ],
         {"role": "user", "content": "Hello?"},
     ],
     ids=str,
