@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import duckdb
 import polars as pl
@@ -14,18 +13,13 @@ import polars as pl
 from lineage.database import LAYOUT
 from lineage.ddl import VIEWS, literal
 from stages.errors import DataError, MissingFileError, WorkspaceError, nearest
+from stages.reading_sql import more_than_reading
 from stages.tables import ALL_TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from lineage.workspace import Workspace
-
-READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-"""Query nodes of DuckDB's syntax tree that only read. Others are refused."""
-
-REFUSED_FUNCTIONS = {"query", "json_execute_serialized_sql"}
-"""They run SQL given as a value, which nobody could check before."""
 
 REBUILD = "run `prefmill lineage rebuild`"
 
@@ -104,9 +98,6 @@ def _require_current(connection: duckdb.DuckDBPyConnection, root: str) -> None:
 def require_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Return when ``sql`` is one statement that only reads.
 
-    The statement's type is not enough: DuckDB 2.0 takes ``WITH x AS (COPY ... TO ...) FROM x`` for
-    a SELECT. So its syntax tree is searched for anything else.
-
     Raises:
         DataError: it is not.
     """
@@ -117,18 +108,9 @@ def require_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     text = statements[0].query
     if kind == "EXPLAIN":
         text = re.sub(r"(?is)^\s*explain(\s+analyze)?(\s*\([^)]*\))?\s", "", text, count=1)
-    found = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()
-    tree = json.loads(found[0][0])
-    if tree["error"]:
-        detail = f": {tree.get('error_message')}" if kind in {"SELECT", "EXPLAIN"} else ""
-        raise _refused(f"a statement of type {kind}{detail}")
-    for node in _dicts(tree):
-        name = str(node.get("type", ""))
-        if name.endswith("_NODE") and name not in READING_NODES:
-            raise _refused(f"a {name.removesuffix('_NODE').removesuffix('_QUERY')} inside a query")
-        function = str(node.get("function_name", "")).lower()
-        if function in REFUSED_FUNCTIONS:
-            raise _refused(f"the function {function!r}, which runs SQL held in a text")
+    if others := more_than_reading(connection, text):
+        reading = kind in {"SELECT", "EXPLAIN"}
+        raise _refused(others[0] if reading else f"a statement of type {kind}")
 
 
 def _refused(what: str) -> DataError:
@@ -139,17 +121,6 @@ def _refused(what: str) -> DataError:
         remedy="for PIVOT name the values (`FROM (PIVOT ... ON ... IN (...) USING ...)`); to "
         "write, open lineage.duckdb with duckdb and copy what you need into a file of yours",
     )
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, dict):
-            yield item
-            stack.extend(item.values())
-        elif isinstance(item, list):
-            stack.extend(item)
 
 
 def _first_line(error: Exception) -> str:

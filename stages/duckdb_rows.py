@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from stages.errors import DataError, MissingFileError
+from stages.reading_sql import more_than_reading
 from stages.row_files import ROWS_AT_ONCE
 
 if TYPE_CHECKING:
@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
-READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-"""Query nodes of DuckDB's syntax tree that only read. Others are refused."""
-
 VIEW = "prefmill_prompts"
-
-REFUSED_FUNCTIONS = {"query", "json_execute_serialized_sql"}
-"""They run SQL given as a value, which nobody could check before."""
 
 
 def result_frames(sql: str, database: Path | None) -> Iterator[pl.DataFrame]:
@@ -86,37 +80,15 @@ def _opened(sql: str, database: Path | None) -> Iterator[duckdb.DuckDBPyRelation
 def require_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Return when ``sql`` is one SELECT and nothing in it writes.
 
-    The statement's type is not enough: DuckDB 2.0 takes ``WITH x AS (COPY ... TO ...) FROM x`` for
-    a SELECT. So its syntax tree is searched for anything else.
-
     Raises:
         DataError: it is not.
     """
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
         raise DataError(f"{len(statements)} SQL statements", expected="exactly one SELECT")
-    text = statements[0].query
-    found = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()
-    tree = json.loads(found[0][0])
-    names = {str(node.get("type", "")) for node in _dicts(tree)}
-    called = {str(node.get("function_name", "")).lower() for node in _dicts(tree)}
-    writing = {name for name in names if name.endswith("_NODE")} - READING_NODES
-    if tree["error"] or writing or called & REFUSED_FUNCTIONS:
-        kind = statements[0].type.name
-        what = [*sorted(writing), *sorted(called & REFUSED_FUNCTIONS)]
+    if others := more_than_reading(connection, statements[0].query):
         raise DataError(
-            f"a statement of type {kind}" + (f" with {', '.join(what)}" if what else ""),
+            f"a statement of type {statements[0].type.name}: {', '.join(others)}",
             expected="one SELECT (or FROM, WITH, VALUES) that only reads",
             where=f"`sql`: {sql.strip()[:200]}",
         )
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, dict):
-            yield item
-            stack.extend(item.values())
-        elif isinstance(item, list):
-            stack.extend(item)

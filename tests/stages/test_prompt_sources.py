@@ -203,7 +203,7 @@ def test_a_query_reads_the_tables_of_a_database(database):
         ("SELECT 1 AS prompt; SELECT 2 AS prompt", "2 SQL statements"),
         ("", "0 SQL statements"),
         ("WITH x AS (COPY asked TO 'x.csv') FROM x", "statement of type"),
-        ("FROM query('SELECT 1')", "with query"),
+        ("FROM query('SELECT 1')", "the function 'query'"),
         ("SELEC 1", "the query cannot be run"),
         ("FROM nowhere", "nowhere does not exist"),
         ("FROM 'nowhere.parquet'", "No files found"),
