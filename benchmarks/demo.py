@@ -26,6 +26,7 @@ GENERATION = {
     "evaluate_before_greedy",
     "evaluate_after_sampled",
     "evaluate_after_greedy",
+    "kl",
 }
 GOALS = {"total_s": 240, "overhead_share": 0.15, "second_run_s": 30}
 

@@ -54,6 +54,8 @@ class ReportData:
     """The columns of RUNS."""
     funnel: pl.DataFrame = field(default_factory=_none)
     """split, position, step, rows; a step called ``dropped: REASON`` is a drop."""
+    filters: pl.DataFrame = field(default_factory=_none)
+    """The view `filter_funnel`."""
     pairs: pl.DataFrame = field(default_factory=_none)
     """pair_id, stratum, split, scorer, margin, chosen_score, rejected_score, chosen_tokens,
     rejected_tokens, kept, reasons (list of text)."""
@@ -125,6 +127,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "figures": _figures(data),
         "gates": _of_round(data.gates, last).to_dicts(),
         "funnels": funnels(data.funnel),
+        "filters": filters(data.filters),
         "pairs": _pair_facts(data.pairs),
         "margins": report_charts.margins(data.pairs) if has_pairs else None,
         "scores": report_charts.scores(data.pairs) if has_pairs else None,
@@ -172,6 +175,8 @@ def verdict(data: ReportData) -> Verdict:
     name = "success" if metric == "success" else metric.replace("_", " ")
     headline = f"Held-out {name} {_change(first)}."
     state, label = ("promoted", "Promoted") if promoted else ("held", "Held back")
+    if promoted and not all(gate["passed"] for gate in _of_round(data.gates, last).to_dicts()):
+        label = "Promoted by force"
     return Verdict(state, label, headline, tuple(detail))
 
 
@@ -281,6 +286,15 @@ def funnels(funnel: pl.DataFrame) -> list[dict[str, Any]]:
             before = before if reason else name
         found.append({"split": split, "steps": steps})
     return found
+
+
+def filters(filter_funnel: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Return each split's filters in order; without any where none drops a pair."""
+    if filter_funnel.is_empty():
+        return {}
+    dropping = filter_funnel.filter(pl.col("rulings").sum().over("split") > 0)
+    by_split = dropping.sort("position").partition_by("split", as_dict=True)
+    return {str(split): rows.to_dicts() for (split,), rows in by_split.items()}
 
 
 def _compared(count: int, step: str, rows: int) -> str:

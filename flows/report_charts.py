@@ -24,6 +24,7 @@ BLUE, ORANGE, PURPLE = "#0b66b0", "#c9590c", "#8256b5"
 WIDTH, HEIGHT = 380, 190
 MAX_BINS, MAX_POINTS, MAX_STRATA = 30, 240, 24
 FEW_POINTS = 12
+PANELS_IN_A_ROW = 4
 DASHES = [[1, 0], [6, 3], [2, 2]]
 SVG_TAGS = {"svg", "g", "path", "text", "tspan", "rect", "line", "defs", "clipPath", "style"}
 
@@ -166,6 +167,33 @@ def lift(evaluations: pl.DataFrame, percent: bool) -> Markup | None:
     )
     height = alt.Step(17 if len(decodings) > 1 else 26)
     return _svg("lift", chart.properties(width=WIDTH - 90, height=height))
+
+
+def strategies(rows: pl.DataFrame) -> Markup | None:
+    """Return a panel per measure, a dot per dataset; ``rows``: name, measure, value, in order."""
+    import altair as alt
+
+    known = rows.drop_nulls("value")
+    if known.is_empty():
+        return None
+    names = [visible(name) for name in rows["name"].unique(maintain_order=True)]
+    measures = known["measure"].unique(maintain_order=True).to_list()
+
+    def panel(measure: str) -> Any:
+        first = measures.index(measure) % PANELS_IN_A_ROW == 0
+        labels = alt.Axis(labelLimit=320) if first else None
+        ticks = alt.Axis(tickCount=3, format=".3~r")
+        x = alt.X("value:Q", title=measure, scale=alt.Scale(zero=False), axis=ticks)
+        y = alt.Y("name:N", sort=names, title=None, axis=labels, scale=alt.Scale(domain=names))
+        base = alt.Chart(_values(known.filter(measure=measure)))
+        dots = base.mark_point(filled=True, size=60, opacity=1, color=BLUE).encode(x=x, y=y)
+        return dots.properties(width=150, height=alt.Step(22))
+
+    rows_of_panels = [
+        alt.hconcat(*map(panel, measures[first : first + PANELS_IN_A_ROW]))
+        for first in range(0, len(measures), PANELS_IN_A_ROW)
+    ]
+    return _svg("strategies", alt.vconcat(*rows_of_panels))
 
 
 def training_curves(metrics: pl.DataFrame) -> list[tuple[str, Markup]]:

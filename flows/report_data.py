@@ -11,7 +11,7 @@ from flows.report import ReportData, write_report
 from flows.run_outputs import read_output
 from lineage.query import query
 from lineage.records import read_stage_runs
-from lineage.workspace import read_stage_record
+from lineage.workspace import commit_bytes, read_stage_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +22,20 @@ EXAMPLES_OF_A_KIND = 3
 
 
 def report_run(workspace: Workspace, run_id: str) -> Path:
-    """Write ``report.html`` into the run's folder and return its path."""
+    """Write ``report.html`` and ``validations.html`` into the run's folder; return the first."""
     data = gather(workspace, run_id)
+    write_validations(run_id, data.validations, workspace.runs / run_id / "validations.html")
     return write_report(data, workspace.runs / run_id / "report.html")
+
+
+def write_validations(run_id: str, validations: pl.DataFrame, path: Path) -> None:
+    """Write Great Expectations' results as a page, unless it is there: loading it takes seconds."""
+    from validators.data_docs import fingerprint, validation_page
+
+    if validations.is_empty():
+        return
+    if not path.is_file() or fingerprint(validations) not in path.read_text(encoding="utf-8"):
+        commit_bytes(path, validation_page(run_id, validations).encode())
 
 
 def gather(workspace: Workspace, run_id: str) -> ReportData:
@@ -35,6 +46,7 @@ def gather(workspace: Workspace, run_id: str) -> ReportData:
     return ReportData(
         run=run,
         funnel=query(workspace, "FROM funnel WHERE run_id = ? ORDER BY position", [run_id]),
+        filters=query(workspace, "FROM filter_funnel WHERE run_id = ?", [run_id]),
         pairs=pairs,
         examples=examples(workspace, run_id, pairs),
         scorers=read_output(workspace, run_id, "health", "scorer_health"),

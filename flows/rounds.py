@@ -62,8 +62,7 @@ def dpo_round(
         trained = train_policy(context, config, policy, reference, curated, index)
         compared = evaluate(context, config, curated, policy, trained.policy)
         _, sampled = compared[0]
-        both = (policy, trained.policy)
-        log_ratios = measure_kl(context, config, curated.prompts, both, sampled)
+        log_ratios = measure_kl(context, config, curated.prompts, trained, sampled)
         verdict = judge_round(context, config, curated.prompts, trained, compared, log_ratios)
         promoted = bool(verdict.read(workspace)["promoted"][0])
         if promoted:

@@ -16,6 +16,8 @@ from lineage.records import require_run
 from lineage.story import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import polars as pl
     from rich.console import Group
     from rich.table import Table
@@ -48,6 +50,12 @@ def _run_summary(workspace: Workspace, run_id: str) -> dict[str, Any]:
         "evaluations": read_output(workspace, run_id, "gate", "evaluations").to_dicts(),
         "gates": read_output(workspace, run_id, "gate", "gates").to_dicts(),
         "funnel": funnel.drop("run_id").to_dicts(),
+        "label_noise": query(
+            workspace, "SELECT * EXCLUDE run_id FROM run_noise WHERE run_id = ?", [run_id]
+        ).to_dicts(),
+        "length_bias": query(
+            workspace, "SELECT * EXCLUDE run_id FROM length_bias WHERE run_id = ?", [run_id]
+        ).to_dicts(),
         "kept_example": _example(workspace, run_id, shown, "best kept"),
         "dropped_example": _example(workspace, run_id, shown, "dropped"),
         "exports": [str(workspace.root / path) for path in exports["path"]],
@@ -74,6 +82,7 @@ def describe(summary: dict[str, Any]) -> Group:
     *earlier, last = summary["runs"]
     parts: list[Any] = [_rounds([*earlier, last])] if earlier else []
     parts += [Text(f"\n{last['run_id']}", style="bold"), *_verdict(last), _funnel(last)]
+    parts += [Text(line) for line in (*_noise(last), *_lengths(last))]
     parts += [*_examples(last), *_places(summary, last)]
     return Group(*parts)
 
@@ -106,12 +115,15 @@ def _verdict(run: dict[str, Any]) -> list[Any]:
     if run["round"] is None:
         return []
     word = "promoted" if run["round"]["promoted"] else "held"
-    criteria = "; ".join(
-        f"{gate['criterion']} {gate['value']:+.3f} (limit {gate['limit']:g}): "
-        + ("passed" if gate["passed"] else "failed")
+    if run["round"]["promoted"] and not all(gate["passed"] for gate in run["gates"]):
+        word = "promoted by force"
+    criteria = [
+        f"  {'passed' if gate['passed'] else 'failed'}  {visible(gate['criterion'])} "
+        f"{gate['value']:.3f} (limit {gate['limit']:g})"
         for gate in run["gates"]
-    )
-    return [Text(f"Gate: {word}. {criteria}"), _evaluations(run["evaluations"])]
+    ]
+    lines = [f"Gate: {word}", *criteria]
+    return [Text("\n".join(lines)), _evaluations(run["evaluations"])]
 
 
 def _evaluations(rows: list[dict[str, Any]]) -> Table:
@@ -159,6 +171,30 @@ def _funnel(run: dict[str, Any]) -> Table:
     return table
 
 
+def _noise(run: dict[str, Any]) -> Iterator[str]:
+    """Yield how many labels are wrong, or why nobody knows, where it was asked about."""
+    for row in run["label_noise"]:
+        if row["rate"] is None:
+            yield f"Labels: {row['note']}"
+            continue
+        kept = "" if row["rate_kept"] is None else f"; of the kept {row['rate_kept']:.1%}"
+        yield (
+            f"Labels: {row['rate']:.1%} wrong [{row['low']:.1%}, {row['high']:.1%}], "
+            f"{row['method']}{kept}"
+        )
+
+
+def _lengths(run: dict[str, Any]) -> Iterator[str]:
+    """Yield how often the longer answer is the chosen, of the proposed and of the kept pairs."""
+    told = [row for row in run["length_bias"] if row["longer_wins"] is not None]
+    if told:
+        each = [
+            f"{row['longer_wins']:.1%} of the {row['pairs_of']} (bias {row['bias']:.2f})"
+            for row in told
+        ]
+        yield f"Lengths: the longer answer is chosen in {', '.join(each)}"
+
+
 def _examples(run: dict[str, Any]) -> list[Any]:
     """Return one kept and one dropped pair with the reason in full."""
     from rich.text import Text
@@ -179,7 +215,8 @@ def _examples(run: dict[str, Any]) -> list[Any]:
 
 def _ruling(row: dict[str, Any]) -> str:
     """Return one decision in words: `margin 0.1 (limit 0.15): margin_below_minimum`."""
-    measured = "" if row["limit"] is None else f" {row['value']:.3g} (limit {row['limit']:g})"
+    value = "not measured" if row["value"] is None else f"{row['value']:.3g}"
+    measured = "" if row["limit"] is None else f" {value} (limit {row['limit']:g})"
     return f"{row['filter']}{measured}: {row['reason'] or 'kept'}"
 
 

@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from flows import scorers
 from flows.answering import answer_prompts
+from flows.capability_texts import read_texts, text_evaluations
 from flows.curation import Curated, judge_in_parts
 from flows.generators import policy_generator
 from flows.models import Policy, policy_in
+from flows.noise import known_smoothing
+from flows.progress import note, say
 from flows.spending import budget_of
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
 from flows.vllm_server import stop_all
 from lineage.workspace import Dataset, Workspace, commit_json
 from stages import scoring
-from stages.errors import DataError
+from stages.content_ids import file_sha256
+from stages.errors import ConfigError, DataError
+from stages.generation import conversation
+from stages.judge_prompts import load_rubric
+from stages.judges import JudgeScorer
 from stages.scorer_health import require_every_candidate
-from stages.tables import ROUNDS
+from stages.tables import JUDGMENTS, ROUNDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +37,8 @@ if TYPE_CHECKING:
 
 TRAINING_VERSION = 1
 ANSWERS_VERSION = 2
-GATE_VERSION = 1
+KL_VERSION = 1
+GATE_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Trained:
     """What training made: the new policy and the facts of its round."""
 
     policy: Policy
+    former: Policy
     metrics: Dataset
     facts: dict[str, Any]
     """The columns of ROUNDS but `promoted`."""
@@ -74,7 +83,9 @@ def train_policy(
     """Train the policy on the exported train pairs."""
     workspace = context.workspace
     export = training_export(curated.exports.read(workspace))
-    settings = config.training.deciding()
+    rows = training_rows(workspace.root / export["path"])
+    training = known_smoothing(workspace, config.training, curated.noise, rows["pair_id"].to_list())
+    settings = training.deciding()
     settings = {**settings, "policy": policy.fingerprint, "reference": reference.fingerprint}
     inputs = (curated.exports, curated.prompts)
     spec = StageSpec("train", TRAINING_VERSION, settings, inputs, ("training_metrics",))
@@ -90,14 +101,15 @@ def train_policy(
         stop_all()  # a server holds the memory that training needs
         heldout = writer.read(curated.prompts).filter(split="heldout")
         result = train_dpo(
-            training_rows(workspace.root / export["path"]),
+            rows,
             policy.folder,
             reference.folder,
-            config.training,
+            training,
             output,
             workspace.checkpoints,
             writer.advance,
             frozenset(prompt_keys(heldout["messages"])),
+            note,
         )
         metrics = result.metrics.with_columns(round_id=pl.lit(round_id))
         writer.write("training_metrics", metrics)
@@ -105,6 +117,8 @@ def train_policy(
     manifest_path = output / "manifest.json"
     metrics = run_stage(context, "train", spec, make, [manifest_path]).output("training_metrics")
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    for sentence in _said_of(manifest):
+        say(f"{'':<24} {sentence}")
     result = policy_in(output, round_id)
     facts = {
         "round_id": round_id,
@@ -117,7 +131,18 @@ def train_policy(
         "pairs": manifest["pairs"],
         "steps": manifest["steps"],
     }
-    return Trained(result, metrics, facts)
+    return Trained(result, policy, metrics, facts)
+
+
+def _said_of(manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence for each warning of a training, and for its early end."""
+    sentences: list[str] = list(manifest["warnings"])
+    if stopped := manifest["stopped"]:
+        sentences.append(
+            f"stopped at step {stopped['step']}: {stopped['reason']}; the policy is that of "
+            f"step {manifest['steps']}"
+        )
+    return sentences
 
 
 def training_export(exports: pl.DataFrame) -> dict[str, str]:
@@ -140,15 +165,16 @@ def training_export(exports: pl.DataFrame) -> dict[str, str]:
 
 
 def training_rows(path: Path) -> pl.DataFrame:
-    """Return an exported file as the trainer takes it: pair_id, prompt, chosen, rejected."""
+    """Return an exported file as the trainer takes it, with `confidence` where it has one."""
     import polars as pl
+    import polars.selectors as cs
 
     rows = pl.read_ndjson(path) if path.suffix == ".jsonl" else pl.read_parquet(path)
     texts = [
         pl.col(role).list.first().struct.field("content").alias(role)
         for role in ("chosen", "rejected")
     ]
-    return rows.select("pair_id", "prompt", *texts)
+    return rows.select("pair_id", "prompt", *texts, cs.by_name("confidence", require_all=False))
 
 
 @stage_task(name="evaluate")
@@ -157,7 +183,7 @@ def answer_heldout(
 ) -> Answers:
     """Answer the held-out prompts and score the answers, greedily if the stage's name says so."""
     generator = policy_generator(config, policy)
-    needed = config.scoring.needed_for(config.pairing.scorer)
+    needed = config.scoring.needed_for(config.evaluating_scorer)
     if stage.endswith("_greedy"):
         sampling = generator.sampling._replace(temperature=0.0, heldout_samples=1)
         generator = dataclasses.replace(generator, sampling=sampling)
@@ -165,7 +191,7 @@ def answer_heldout(
         "prompts_per_part": config.generation.prompts_per_part,
         "control_tokens": config.generation.control_tokens,
         "generator": generator.deciding(),
-        "scorers": [scorers.deciding(scorer) for scorer in needed.scorers],
+        "scorers": [scorers.deciding(scorer, policy) for scorer in needed.scorers],
     }
     outputs = ("candidates", "judgments", "scores")
     spec = StageSpec("answer_heldout", ANSWERS_VERSION, settings, (prompts,), outputs)
@@ -207,6 +233,68 @@ def evaluate(
     return compared
 
 
+def require_comparable(config: PipelineConfig) -> None:
+    """Return if two policies can be compared as the configuration says.
+
+    Raises:
+        ConfigError: a judge of the scorer only says which of one policy's answers is better.
+        MissingFileError: the file of `evaluation.texts` is not there.
+        DataError: a row of it is no conversation that the assistant ends.
+    """
+    if config.evaluation.texts:
+        read_texts(config.evaluation.texts)
+    for judge in config.scoring.needed_for(config.evaluating_scorer).judges:
+        if isinstance(judge, JudgeScorer) and load_rubric(judge.rubric).mode == "pairwise":
+            raise ConfigError(
+                f"scorer {judge.name!r} compares answers of one policy with each other: its scores "
+                "don't tell whether another policy's answers are better",
+                expected="a scorer that rates single answers",
+                where="evaluation.scorer, or pairing.scorer where that is not set",
+                remedy="name rules, a reward model or a pointwise judge in `evaluation.scorer`",
+            )
+
+
+@stage_task(name="kl")
+def measure_kl(
+    context: RunContext,
+    config: PipelineConfig,
+    prompts: Dataset,
+    trained: Trained,
+    answers: Answers,
+) -> Dataset | None:
+    """Judge the new policy's sampled ``answers`` by log pi(y|x) - log pi_former(y|x), in nats.
+
+    None when no sample is to be judged. An answer cut at the token limit is left out: what the
+    policies give its end is not known.
+    """
+    samples = config.evaluation.kl_samples_per_prompt
+    if not samples:
+        return None
+    former, policy = trained.former, trained.policy
+    scorer = scoring.ImplicitRewardScorer(
+        name="kl", model=str(policy.folder), reference=str(former.folder), beta=1.0
+    )
+    settings = {"policy": policy.fingerprint, "former": former.fingerprint, "samples": samples}
+    inputs = (prompts, answers.candidates)
+    spec = StageSpec("kl", KL_VERSION, settings, inputs, ("judgments",))
+    sampling = policy_generator(config, policy).sampling
+
+    def make(writer: StageWriter) -> None:
+        import polars as pl
+
+        heldout = writer.read(prompts).filter(split="heldout")
+        asked = [conversation(messages, sampling) for messages in heldout["messages"].to_list()]
+        heldout = heldout.with_columns(pl.Series("messages", asked, heldout.schema["messages"]))
+        whole = (pl.col("finish_reason") == "stop") & (pl.col("sample_index") < samples)
+        budget = budget_of(context, config.budget)
+        with scorers.opened(scorer, writer, policy, budget, answers.candidates) as judge:
+            judge_in_parts(
+                writer, lambda part, of: judge(part.filter(whole), of), answers.candidates, heldout
+            )
+
+    return run_stage(context, "kl", spec, make).output("judgments")
+
+
 @stage_task(name="gate")
 def judge_round(
     context: RunContext,
@@ -214,14 +302,17 @@ def judge_round(
     prompts: Dataset,
     trained: Trained,
     compared: list[tuple[Answers, Answers]],
+    log_ratios: Dataset | None,
 ) -> Dataset:
     """Compare before and after, judge the gate and record the round."""
     answers = [dataset for pair in compared for side in pair for dataset in side.datasets]
+    answers += [log_ratios] if log_ratios else []
     settings = {
         "evaluation": config.evaluation.deciding(),
         "gate": config.gate.deciding(),
-        "scorer": config.pairing.scorer,
+        "scorer": config.evaluating_scorer,
         "round": trained.facts,
+        "texts": file_sha256(config.evaluation.texts) if config.evaluation.texts else None,
     }
     inputs = (prompts, trained.metrics, *answers)
     spec = StageSpec("gate", GATE_VERSION, settings, inputs, ("rounds", "evaluations", "gates"))
@@ -229,37 +320,41 @@ def judge_round(
     def make(writer: StageWriter) -> None:
         import polars as pl
 
-        from trainer.evaluation import compare
+        from trainer.evaluation import evaluations
         from trainer.gate import judge_gate
 
         heldout = writer.read(prompts).filter(split="heldout")
         before, after = (
-            pl.concat(_measures(writer, config, heldout, pair[side]) for pair in compared)
+            pl.concat(_samples(writer, config, heldout, pair[side]) for pair in compared)
             for side in (0, 1)
         )
+        ratios = writer.read(log_ratios) if log_ratios else JUDGMENTS.empty()
         settings = config.evaluation
-        evaluations = compare(before, after, settings.seed, settings.resamples)
-        gates, promoted = judge_gate(evaluations, config.gate)
+        measured = evaluations(before, after, ratios, settings.seed, settings.resamples)
+        texts = text_evaluations(settings, trained.former, trained.policy)
+        measured = pl.concat([measured, texts])
+        gates, promoted = judge_gate(measured, config.gate)
         row = {**trained.facts, "promoted": promoted}
         writer.write("rounds", pl.DataFrame([row], schema=ROUNDS.empty().schema))
         round_id = pl.lit(trained.round_id).alias("round_id")
-        writer.write("evaluations", evaluations.with_columns(round_id))
+        writer.write("evaluations", measured.with_columns(round_id))
         writer.write("gates", gates.with_columns(round_id))
 
     return run_stage(context, "gate", spec, make).output("rounds")
 
 
-def _measures(
+def _samples(
     writer: StageWriter, config: PipelineConfig, heldout: pl.DataFrame, answers: Answers
 ) -> pl.DataFrame:
-    """Return the metrics per held-out prompt of one side of the comparison."""
-    from trainer.evaluation import per_prompt_metrics
+    """Return the scored answers to the held-out prompts of one side of the comparison."""
+    from trainer.evaluation import scored_samples
 
-    columns = ["candidate_id", "prompt_id", "generator", "temperature", "completion_tokens"]
+    columns = ["candidate_id", "prompt_id", "generator", "temperature"]
+    columns += ["completion", "completion_tokens", "finish_reason"]
     candidates = writer.read(answers.candidates, columns).filter(generator=answers.generator)
     candidates = candidates.join(heldout.select("prompt_id"), on="prompt_id", how="semi")
-    scores = writer.read(answers.scores).filter(scorer=config.pairing.scorer)
-    return per_prompt_metrics(candidates, scores, heldout)
+    scores = writer.read(answers.scores).filter(scorer=config.evaluating_scorer)
+    return scored_samples(candidates, scores, heldout)
 
 
 def promote(workspace: Workspace, name: str, trained: Trained) -> None:

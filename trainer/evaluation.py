@@ -2,31 +2,130 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import polars as pl
 
 from stages.errors import DataError
 from stages.tables import EVALUATIONS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from trainer import win_rate
+from trainer.bootstrap import paired_interval
 
 METRIC_COLUMNS = ("prompt_id", "stratum", "decoding", "metric", "value")
 
 SUCCESS_SCORE = 1.0
 """A verifier's score of an answer that meets the whole task."""
 
-INTERVAL_PERCENT = (2.5, 97.5)
-
-RESAMPLED_AT_ONCE = 4_000_000
-"""Index entries drawn at a time: 32 MB, however many prompts there are."""
-
 EVERY_STRATUM = "all"
 """The stratum name of the rows over all prompts."""
 
+WIN_RATE = "win_rate"
+LENGTH_CONTROLLED = "length_controlled_win_rate"
+KL = "kl_nats"
+TEXT_LOSS = "text_nats_per_token"
+
+READ = "read"
+"""The decoding of texts that were given, not answered."""
+
+EVEN = 0.5
+"""A policy's win rate against itself: what win rates have `before` a round."""
+
+AT_TIMES_MISSING = ("score", "distinct_bigrams")
+"""Metrics that a prompt without a score, or without a word, has none of."""
+
 EXAMPLES = 5
+
+
+def evaluations(
+    before: pl.DataFrame,
+    after: pl.DataFrame,
+    log_ratios: pl.DataFrame,
+    seed: int,
+    resamples: int = 2000,
+) -> pl.DataFrame:
+    """Return the EVALUATIONS rows without round_id of two policies' samples: docs/evaluation.md.
+
+    The metrics are those of `per_prompt_metrics`, the win rates of `win_rate`, and `kl_nats`.
+
+    Args:
+        before: the former policy's samples, as `scored_samples` returns them.
+        after: the same prompts, answered by the trained policy.
+        log_ratios: candidate_id, score: log pi_after(y|x) - log pi_before(y|x) of answers that
+            the trained policy sampled, in nats; their mean is the KL divergence. May be empty.
+        seed: of the resampling.
+        resamples: bootstrap draws.
+
+    Raises:
+        DataError: the two sides do not hold the same prompts.
+    """
+    met = win_rate.duels(before, after)
+    wins = _of_prompts(met.rename({"win": "value"}), WIN_RATE)
+    ratios = after.join(
+        log_ratios.select("candidate_id", value="score").drop_nulls(), on="candidate_id"
+    )
+    divergence = _of_prompts(ratios, KL)
+    even = wins.with_columns(value=pl.lit(EVEN))
+    none = divergence.with_columns(value=pl.lit(0.0))
+    earlier, later = _on_both_sides(per_prompt_metrics(before), per_prompt_metrics(after))
+    compared = compare(
+        pl.concat([earlier, even, none]), pl.concat([later, wins, divergence]), seed, resamples
+    )
+    return pl.concat([compared, _length_controlled(met, seed, resamples)])
+
+
+def _of_prompts(samples: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """Return one row a prompt and decoding: the mean ``value`` of its samples, as ``metric``."""
+    means = samples.group_by("prompt_id", "stratum", "decoding").agg(pl.col("value").mean())
+    return means.with_columns(metric=pl.lit(metric)).select(METRIC_COLUMNS)
+
+
+def _on_both_sides(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return both without the values of `AT_TIMES_MISSING` that only one side has."""
+    on = ["prompt_id", "decoding", "metric"]
+    whole = ~pl.col("metric").is_in(AT_TIMES_MISSING)
+    return (
+        pl.concat([before.filter(whole), before.filter(~whole).join(after, on=on, how="semi")]),
+        pl.concat([after.filter(whole), after.filter(~whole).join(before, on=on, how="semi")]),
+    )
+
+
+def _length_controlled(met: pl.DataFrame, seed: int, resamples: int) -> pl.DataFrame:
+    """Return the rows of the win rate at equal lengths, per decoding and stratum."""
+    strata = pl.concat([met.with_columns(stratum=pl.lit(EVERY_STRATUM)), met])
+    rows = []
+    for (decoding, stratum), group in strata.partition_by(
+        "decoding", "stratum", as_dict=True, maintain_order=True
+    ).items():
+        rate, (low, high) = win_rate.length_controlled(group, seed, resamples)
+        rows.append(
+            {
+                "metric": LENGTH_CONTROLLED,
+                "decoding": decoding,
+                "stratum": stratum,
+                "prompts": group["prompt_id"].n_unique(),
+                "before": EVEN,
+                "after": rate,
+                "difference": rate - EVEN,
+                "low": low - EVEN,
+                "high": high - EVEN,
+            }
+        )
+    return as_evaluations(rows)
+
+
+def text_losses(losses: pl.Series) -> pl.DataFrame:
+    """Return what `compare` takes of the losses per token of texts, in their order."""
+    ids = pl.Series("prompt_id", [f"text_{number}" for number in range(len(losses))], pl.String)
+    frame = ids.to_frame().with_columns(
+        stratum=pl.lit("texts"), decoding=pl.lit(READ), metric=pl.lit(TEXT_LOSS), value=losses
+    )
+    return frame.select(METRIC_COLUMNS)
+
+
+def as_evaluations(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Return ``rows`` as a frame of EVALUATIONS without round_id."""
+    schema = {name: kind for name, kind in EVALUATIONS.empty().schema.items() if name != "round_id"}
+    return pl.DataFrame(rows, schema=schema)
 
 
 def compare(
@@ -55,49 +154,70 @@ def compare(
         dict(zip(keys, key, strict=True)) | _measured(group, seed, resamples)
         for key, group in sorted(strata.partition_by(keys, as_dict=True).items(), key=_all_first)
     ]
-    schema = {name: kind for name, kind in EVALUATIONS.empty().schema.items() if name != "round_id"}
-    return pl.DataFrame(rows, schema=schema)
+    return as_evaluations(rows)
 
 
-def per_prompt_metrics(
+def scored_samples(
     candidates: pl.DataFrame, scores: pl.DataFrame, prompts: pl.DataFrame
 ) -> pl.DataFrame:
-    """Return prompt_id, stratum, decoding, metric, value: means over each prompt's samples.
+    """Return one row per candidate, with its prompt's stratum and verifier and its score.
 
-    Metrics: `success` (share of samples with a score of at least 1.0; prompts with a verifier
-    only), `score` (mean; samples without a score are left out) and `completion_tokens`. Decoding
-    is `greedy` at temperature 0, else `sampled`. A sample whose score is null did not succeed.
+    Decoding is `greedy` at temperature 0, else `sampled`.
 
     Raises:
         DataError: `scores` holds several rows for a candidate (several scorers), or a candidate's
             prompt is not in `prompts`.
     """
     _require_one_score(scores)
-    sampled = candidates.select("candidate_id", "prompt_id", "temperature", "completion_tokens")
-    joined = sampled.join(
-        scores.select("candidate_id", "score"), on="candidate_id", how="left"
-    ).join(
-        prompts.select("prompt_id", "stratum", "verifier"),
-        on="prompt_id",
-        how="left",
-        validate="m:1",
+    greedy = pl.col("temperature") == 0
+    joined = (
+        candidates.with_columns(
+            decoding=pl.when(greedy).then(pl.lit("greedy")).otherwise(pl.lit("sampled"))
+        )
+        .join(scores.select("candidate_id", "score"), on="candidate_id", how="left")
+        .join(
+            prompts.select("prompt_id", "stratum", "verifier"),
+            on="prompt_id",
+            how="left",
+            validate="m:1",
+        )
     )
     _require_known_prompts(joined)
-    greedy = pl.col("temperature") == 0
+    return joined
+
+
+def per_prompt_metrics(samples: pl.DataFrame) -> pl.DataFrame:
+    """Return prompt_id, stratum, decoding, metric, value of `scored_samples`.
+
+    Means over each prompt's samples: `success` (share with a score of at least 1.0; prompts with a
+    verifier only), `score` (samples without one are left out), `completion_tokens` and `truncated`
+    (share cut at the token limit). A sample whose score is null did not succeed.
+
+    Diversity, of prompts with at least two samples: `distinct_answers` (different texts per
+    sample) and `distinct_bigrams` (Li et al. 2016, arXiv 1510.03055: different word bigrams per
+    bigram, over all of a prompt's samples; the end of a text counts as a word).
+    """
     succeeded = (pl.col("score") >= SUCCESS_SCORE).fill_null(value=False)
-    means = joined.group_by(
-        "prompt_id",
-        "stratum",
-        pl.when(greedy).then(pl.lit("greedy")).otherwise(pl.lit("sampled")).alias("decoding"),
-    ).agg(
-        success=pl.when(pl.col("verifier").is_not_null().first()).then(succeeded.mean()),
-        score=pl.col("score").mean(),
-        completion_tokens=pl.col("completion_tokens").mean(),
+    several = pl.len() > 1
+    words = pl.col("completion").str.to_lowercase().str.extract_all(r"\w+|[^\w\s]")
+    following = pl.element().shift(-1, fill_value="")
+    bigrams = pl.col("bigrams").explode().drop_nulls()
+    means = (
+        samples.with_columns(bigrams=words.list.eval((pl.element() + " " + following).hash()))
+        .group_by("prompt_id", "stratum", "decoding")
+        .agg(
+            success=pl.when(pl.col("verifier").is_not_null().first()).then(succeeded.mean()),
+            score=pl.col("score").mean(),
+            completion_tokens=pl.col("completion_tokens").mean(),
+            truncated=(pl.col("finish_reason") == "length").mean(),
+            distinct_answers=pl.when(several).then(pl.col("completion").n_unique() / pl.len()),
+            distinct_bigrams=pl.when(several & (bigrams.len() > 0)).then(
+                bigrams.n_unique() / bigrams.len()
+            ),
+        )
     )
-    metrics = ["success", "score", "completion_tokens"]
-    long = means.unpivot(
-        metrics, index=["prompt_id", "stratum", "decoding"], variable_name="metric"
-    )
+    index = ["prompt_id", "stratum", "decoding"]
+    long = means.unpivot(index=index, variable_name="metric")
     return long.drop_nulls("value").select(METRIC_COLUMNS).sort("metric", "decoding", "prompt_id")
 
 
@@ -171,22 +291,3 @@ def _measured(group: pl.DataFrame, seed: int, resamples: int) -> dict[str, float
         "low": low,
         "high": high,
     }
-
-
-def paired_interval(
-    differences: NDArray[np.float64], seed: int, resamples: int
-) -> tuple[float, float]:
-    """Return the ends of the 95 % percentile bootstrap interval of the mean of ``differences``.
-
-    Equal numbers of prompts are resampled alike under one seed, so intervals of two metrics over
-    the same prompts are comparable.
-    """
-    count = len(differences)
-    generator = np.random.default_rng(seed)
-    at_once = max(1, RESAMPLED_AT_ONCE // count)
-    means = [
-        differences[generator.integers(0, count, (min(at_once, resamples - done), count))].mean(1)
-        for done in range(0, resamples, at_once)
-    ]
-    low, high = np.percentile(np.concatenate(means), INTERVAL_PERCENT)
-    return float(low), float(high)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import polars as pl
 import pydantic
@@ -10,89 +10,117 @@ import pydantic
 from stages.configuration import Config
 from stages.errors import DataError
 from stages.tables import GATES
+from trainer.evaluation import EVEN, EVERY_STRATUM, KL, LENGTH_CONTROLLED, READ, TEXT_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LENGTH_METRIC = "completion_tokens"
 
+FORCED = "not met, overruled by force"
+"""The criterion that counts what `force` overruled; only there if that is anything."""
+
 
 class GateConfig(Config):
-    """What a round must reach to be promoted."""
+    """What a round must reach to be promoted; a criterion that is null isn't asked about."""
 
-    metric: str = "success"
-    """The evaluation metric that must rise."""
+    minimum_win_rate: Annotated[float, pydantic.Field(ge=0, le=1)] | None = 0.5
+    """The lower end of the length-controlled win rate's 95 % interval must be above this."""
+    metric: str | None = None
+    """A metric that must rise as well, such as `success`."""
     decoding: Literal["sampled", "greedy"] = "sampled"
-    """The decoding whose evaluations are judged."""
+    """The decoding whose evaluations are judged; the KL divergence is the sampled one always."""
     minimum_lower_bound: float = 0.0
-    """The lower end of the 95 % interval of the metric's difference must be above this."""
-    maximum_length_growth: Annotated[float, pydantic.Field(gt=0)] | None = None
+    """The lower end of the 95 % interval of `metric`'s difference must be above this."""
+    maximum_length_growth: Annotated[float, pydantic.Field(gt=0)] | None = 1.5
     """Largest ratio of the new mean length in tokens to the former one; 1.2 allows +20 %."""
+    maximum_kl_nats: Annotated[float, pydantic.Field(ge=0)] | None = 10.0
+    """Largest KL divergence from the policy before, per answer."""
     maximum_stratum_drop: Annotated[float, pydantic.Field(ge=0)] | None = None
-    """The metric's mean may fall by at most this much in any stratum."""
+    """By how much `metric` (without one the win rate, from 0.5) may fall in any stratum."""
+    maximum_text_loss_growth_nats: Annotated[float, pydantic.Field(ge=0)] | None = None
+    """By how much the mean loss per token on `evaluation.texts` may grow; 0.1: perplexity +11 %."""
+    force: bool = False
+    """Promote whatever the criteria say; what was overruled is recorded."""
+
+
+class Criterion(NamedTuple):
+    """One question of the gate."""
+
+    name: str
+    value: float
+    limit: float
+    above: bool
+    """Whether the value must be above the limit; else at most as high."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is met; by a value that is not a number it never is."""
+        return self.value > self.limit if self.above else self.value <= self.limit
 
 
 def judge_gate(evaluations: pl.DataFrame, config: GateConfig) -> tuple[pl.DataFrame, bool]:
-    """Return the GATES rows (without round_id) and whether every criterion passed.
+    """Return the GATES rows (without round_id) and whether the policy is promoted.
 
-    ``evaluations`` are the rows of `evaluation.compare`. A measure that is not a number passes
-    nothing.
+    ``evaluations`` are the rows of `evaluation.evaluations`. A policy is promoted when every
+    criterion passed, or by force.
 
     Raises:
         DataError: an evaluation that a criterion needs is not there.
     """
-    criteria = [
-        {
-            "criterion": criterion,
-            "value": value,
-            "limit": limit,
-            "passed": value > limit if strict else value <= limit,
-        }
-        for criterion, value, limit, strict in _criteria(evaluations, config)
+    criteria = list(_criteria(evaluations, config))
+    failed = sum(not criterion.passed for criterion in criteria)
+    if failed and config.force:
+        criteria.append(Criterion(FORCED, failed, 0, above=False))
+    rows = [
+        {"criterion": c.name, "value": c.value, "limit": c.limit, "passed": c.passed}
+        for c in criteria
     ]
     schema = {name: dtype for name, dtype in GATES.empty().schema.items() if name != "round_id"}
-    gates = pl.DataFrame(criteria, schema=schema)
-    return gates, bool(gates["passed"].all())
+    return pl.DataFrame(rows, schema=schema), not failed or config.force
 
 
-def _criteria(
-    evaluations: pl.DataFrame, config: GateConfig
-) -> Iterator[tuple[str, float, float, bool]]:
-    """Yield criterion, value, limit and whether the value must be above it (else at most)."""
-    gain = _select(evaluations, config, config.metric).filter(pl.col("stratum") == "all")
-    name = f"{config.metric}/{config.decoding}"
-    low = _only(gain, f"{name} over all strata")["low"]
-    yield f"{name} lower bound", low, config.minimum_lower_bound, True
+def _criteria(evaluations: pl.DataFrame, config: GateConfig) -> Iterator[Criterion]:
+    decoding = config.decoding
+    if config.minimum_win_rate is not None:
+        low = EVEN + _whole(evaluations, LENGTH_CONTROLLED, decoding)["low"]
+        name = f"{LENGTH_CONTROLLED}/{decoding} lower bound"
+        yield Criterion(name, low, config.minimum_win_rate, above=True)
+    if config.metric is not None:
+        low = _whole(evaluations, config.metric, decoding)["low"]
+        name = f"{config.metric}/{decoding} lower bound"
+        yield Criterion(name, low, config.minimum_lower_bound, above=True)
     if config.maximum_length_growth is not None:
-        lengths = _select(evaluations, config, LENGTH_METRIC).filter(pl.col("stratum") == "all")
-        row = _only(lengths, f"{LENGTH_METRIC}/{config.decoding} over all strata")
+        row = _whole(evaluations, LENGTH_METRIC, decoding)
         growth = row["after"] / row["before"] if row["before"] else float("inf")
-        yield (
-            f"{LENGTH_METRIC}/{config.decoding} growth",
-            growth,
-            config.maximum_length_growth,
-            False,
-        )
+        name = f"{LENGTH_METRIC}/{decoding} growth"
+        yield Criterion(name, growth, config.maximum_length_growth, above=False)
+    if config.maximum_kl_nats is not None:
+        divergence = _whole(evaluations, KL, "sampled")["after"]
+        yield Criterion(f"{KL}/sampled", divergence, config.maximum_kl_nats, above=False)
+    if config.maximum_text_loss_growth_nats is not None:
+        growth = _whole(evaluations, TEXT_LOSS, READ)["difference"]
+        name = f"{TEXT_LOSS} growth"
+        yield Criterion(name, growth, config.maximum_text_loss_growth_nats, above=False)
     if config.maximum_stratum_drop is not None:
-        strata = _select(evaluations, config, config.metric).filter(pl.col("stratum") != "all")
-        for stratum, difference in (
-            strata.sort("stratum").select("stratum", "difference").iter_rows()
-        ):
+        metric = config.metric or LENGTH_CONTROLLED
+        strata = evaluations.filter(pl.col("stratum") != EVERY_STRATUM, metric=metric)
+        strata = strata.filter(decoding=decoding).sort("stratum")
+        for stratum, difference in strata.select("stratum", "difference").iter_rows():
+            name = f"{metric}/{decoding} drop in {stratum}"
             # + 0.0 turns -0.0 into 0.0
-            yield f"{name} drop in {stratum}", -difference + 0.0, config.maximum_stratum_drop, False
+            yield Criterion(name, -difference + 0.0, config.maximum_stratum_drop, above=False)
 
 
-def _select(evaluations: pl.DataFrame, config: GateConfig, metric: str) -> pl.DataFrame:
-    return evaluations.filter(
-        (pl.col("metric") == metric) & (pl.col("decoding") == config.decoding)
-    )
-
-
-def _only(rows: pl.DataFrame, wanted: str) -> dict[str, float]:
+def _whole(evaluations: pl.DataFrame, metric: str, decoding: str) -> dict[str, float]:
+    """Return the evaluation of a metric over all strata."""
+    rows = evaluations.filter(metric=metric, decoding=decoding, stratum=EVERY_STRATUM)
     if rows.height != 1:
+        known = ", ".join(sorted(evaluations["metric"].unique()))
         raise DataError(
-            f"the gate found {rows.height} evaluations of {wanted}",
-            expected="exactly one",
-            remedy="evaluate the metric and decoding that the gate names, or name others",
+            f"the gate found {rows.height} evaluations of {metric}/{decoding} over all strata",
+            expected=f"exactly one; the metrics are {known or 'none'}",
+            remedy="evaluate the metric and decoding that the gate names, or name others; a limit "
+            "that is null asks for nothing",
         )
     return rows.row(0, named=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
@@ -10,7 +11,15 @@ import polars as pl
 import pytest
 
 from flows import report_charts
-from flows.report import ReportData, differences, examples, funnels, verdict, write_report
+from flows.report import (
+    ReportData,
+    differences,
+    examples,
+    filters,
+    funnels,
+    verdict,
+    write_report,
+)
 from stages.tables import EVALUATIONS, GATES, ROUNDS, STAGE_RUNS, VALIDATIONS
 
 HOSTILE = "<script>alert('x')</script>{{7*7}}\u202e\x07\"'&]]>"
@@ -50,6 +59,17 @@ def example(kind="best kept", prompt="Count.", chosen="1 2 3", rejected="1 2 4")
     return row.with_columns(margin=0.5, chosen_score=1.0, rejected_score=0.5)
 
 
+def filter_rows(*filters):
+    """Return `filter_funnel` of one split from (filter, drops, pairs left)."""
+    rows = [
+        {"split": "train", "position": place, "filter": name, "reason": name, "limit": None,
+         "pairs_in": drops + out, "first_drops": drops, "pairs_out": out, "rulings": drops,
+         "only_drops": drops, "unmeasured": 0}
+        for place, (name, drops, out) in enumerate(filters)
+    ]  # fmt: skip
+    return pl.DataFrame(rows)
+
+
 def full(text="plain"):
     """Return a report's data with ``text`` wherever data may hold any text."""
     stratum = [evaluation(0.1, 0.2), evaluation(-0.1, 0.2, stratum=text, decoding="greedy")]
@@ -61,6 +81,7 @@ def full(text="plain"):
              ("train", 2, f"dropped: {text}", 3), ("train", 3, "kept", 5)],
             schema=["split", "position", "step", "rows"], orient="row",
         ),
+        filters=filter_rows((text, 3, 5)),
         pairs=make_pairs().with_columns(stratum=pl.lit(text), scorer=pl.lit(text)),
         examples=pl.concat([example(f"dropped: {text}", text, text, text + " more"), example()]),
         training_metrics=pl.DataFrame(
@@ -183,6 +204,25 @@ def test_the_verdict_says_no_more_than_the_interval(low, high, promoted, state, 
     assert any("Not met: lower_end" in line for line in found.detail) == (low <= 0)
 
 
+def test_a_policy_promoted_by_force_is_called_so():
+    data = ReportData(
+        run=RUN,
+        evaluations=table(EVALUATIONS, evaluation(-0.02, 0.18)),
+        gates=table(GATES, ("r1", "lower_end", -0.02, 0.0, False)),
+        rounds=table(ROUNDS, ("r1", 1, "e", "b", "b", "c", "models/c", 5, 3, True)),
+    )
+    assert verdict(data).label == "Promoted by force"
+
+
+def test_a_stratum_that_measurably_fell_is_marked(tmp_path):
+    sums = ("r1", "success", "sampled", "sums", 100, 0.5, 0.4, -0.1, -0.15, -0.05)
+    sorts = ("r1", "success", "sampled", "sorts", 100, 0.5, 0.4, -0.1, -0.25, 0.05)
+    rows = table(EVALUATIONS, evaluation(0.1, 0.2), sums, sorts)
+    page = written(ReportData(run=RUN, evaluations=rows), tmp_path)
+    assert 'sums <span class="tag broken">fell</span>' in page
+    assert "sorts <span" not in page
+
+
 def test_a_failed_run_says_so_first():
     found = verdict(ReportData(run={**RUN, "status": "failed", "error": "disk full"}))
     assert (found.label, found.detail) == ("Failed", ("disk full",))
@@ -208,6 +248,20 @@ def test_what_else_changed_is_told(tmp_path):
     page = written(data, tmp_path)
     assert "completion tokens</th>" in page
     assert "10.1 to 12.9" in page
+
+
+def test_every_filter_shows_what_it_leaves(tmp_path):
+    frame = filter_rows(("margin", 3, 9), ("secrets", 0, 9), ("language", 6, 3))
+    page = write_report(
+        replace(full(), filters=frame.sample(fraction=1, shuffle=True, seed=1)),
+        tmp_path / "report.html",
+    ).read_text()
+    table = page[page.index("What each filter leaves") :]
+    table = table[: table.index("</table>")]
+    names = re.findall(r'<th scope="row">(\w+)</th>', table)
+    assert names == ["margin", "secrets", "language"]
+    assert re.findall(r"width:([\d.]+)%", table) == ["75.00", "75.00", "25.00"]
+    assert filters(frame.with_columns(rulings=0)) == filters(pl.DataFrame()) == {}
 
 
 def test_funnel_steps_compare_with_what_they_came_from():

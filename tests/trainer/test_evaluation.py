@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from stages.errors import DataError
 from stages.tables import CANDIDATES, EVALUATIONS, PROMPTS, SCORES
-from trainer.evaluation import compare, paired_interval, per_prompt_metrics
+from trainer.bootstrap import paired_interval
+from trainer.evaluation import compare, evaluations, per_prompt_metrics, scored_samples
 
 
 def measures(values, stratum="sum", metric="success", decoding="sampled"):
@@ -100,27 +101,34 @@ def test_interval_lies_within_the_differences_and_repeats(pairs, seed):
 
 
 def test_resamples_drawn_in_blocks_are_all_drawn(monkeypatch):
-    monkeypatch.setattr("trainer.evaluation.RESAMPLED_AT_ONCE", 10)
+    monkeypatch.setattr("trainer.bootstrap.RESAMPLED_AT_ONCE", 10)
     low, high = paired_interval(np.array([0.0, 1.0, 1.0]), seed=0, resamples=1000)
     assert (low, high) == (0.0, 1.0)
 
 
-def candidates(*entries):
-    """Candidates c0, c1, ... from (prompt_id, temperature, completion_tokens)."""
+def candidates(*entries, name="c"):
+    """Candidates c0, c1, ... from (prompt_id, temperature, completion)."""
     frame = pl.DataFrame(
         [
-            {"candidate_id": f"c{i}", "prompt_id": p, "temperature": t, "completion_tokens": n}
-            for i, (p, t, n) in enumerate(entries)
+            {
+                "candidate_id": f"{name}{number}",
+                "prompt_id": prompt_id,
+                "temperature": float(temperature),
+                "completion": text,
+                "completion_tokens": len(text.split()) + 1,
+                "finish_reason": "length" if text.endswith("...") else "stop",
+            }
+            for number, (prompt_id, temperature, text) in enumerate(entries)
         ]
     )
-    return pl.concat([CANDIDATES.empty(), frame.cast({"temperature": pl.Float64})], how="diagonal")
+    return pl.concat([CANDIDATES.empty(), frame], how="diagonal")
 
 
-def scores(*values):
+def scores(*values, name="c"):
     """Scores of c0, c1, ..."""
     frame = pl.DataFrame(
         [
-            {"candidate_id": f"c{i}", "scorer": "rules", "score": value}
+            {"candidate_id": f"{name}{i}", "scorer": "rules", "score": value}
             for i, value in enumerate(values)
         ],
         schema_overrides={"score": pl.Float64},
@@ -136,28 +144,78 @@ def prompts(**verifiers):
     return pl.concat([PROMPTS.empty(), frame], how="diagonal")
 
 
-def test_per_prompt_metrics_by_hand():
-    found = per_prompt_metrics(
-        candidates(("a", 1, 10), ("a", 1, 20), ("a", 1, 30), ("a", 0, 8), ("b", 1, 5)),
-        scores(1.0, 0.5, None, 1.0, 0.2),
-        prompts(a="sum", b=None),
-    )
-    assert found.rows() == [
-        ("a", "sum", "greedy", "completion_tokens", 8.0),
-        ("a", "sum", "sampled", "completion_tokens", 20.0),
-        ("b", "sum", "sampled", "completion_tokens", 5.0),
-        ("a", "sum", "greedy", "score", 1.0),
-        ("a", "sum", "sampled", "score", 0.75),
-        ("b", "sum", "sampled", "score", 0.2),
-        ("a", "sum", "greedy", "success", 1.0),
-        ("a", "sum", "sampled", "success", 1 / 3),
-    ]
+def values(found):
+    """Return {(prompt_id, decoding, metric): value}."""
     assert found.columns == ["prompt_id", "stratum", "decoding", "metric", "value"]
+    return {(row[0], row[2], row[3]): row[4] for row in found.rows()}
 
 
-def test_per_prompt_metrics_refuse_two_scorers_and_unknown_prompts():
-    one = candidates(("a", 1, 10))
+def test_per_prompt_metrics_by_hand():
+    answers = candidates(
+        ("a", 1, "so it is"), ("a", 1, "so it is"), ("a", 1, "So ..."), ("a", 0, "x"), ("b", 1, "y")
+    )
+    given = scored_samples(answers, scores(1.0, 0.5, None, 1.0, 0.2), prompts(a="sum", b=None))
+    assert values(per_prompt_metrics(given)) == {
+        ("a", "sampled", "success"): 1 / 3,
+        ("a", "sampled", "score"): 0.75,
+        ("a", "sampled", "completion_tokens"): (4 + 4 + 3) / 3,
+        ("a", "sampled", "truncated"): 1 / 3,
+        ("a", "sampled", "distinct_answers"): 2 / 3,
+        # "so it", "it is", "is END" twice; then "so .", ". .", ". .", ". END"
+        ("a", "sampled", "distinct_bigrams"): (3 + 3) / (3 + 3 + 4),
+        ("a", "greedy", "success"): 1.0,
+        ("a", "greedy", "score"): 1.0,
+        ("a", "greedy", "completion_tokens"): 2.0,
+        ("a", "greedy", "truncated"): 0.0,
+        ("b", "sampled", "score"): 0.2,
+        ("b", "sampled", "completion_tokens"): 2.0,
+        ("b", "sampled", "truncated"): 0.0,
+    }
+
+
+def test_samples_refuse_two_scorers_and_unknown_prompts():
+    one = candidates(("a", 1, "x"))
     with pytest.raises(DataError, match="1 candidates have several scores"):
-        per_prompt_metrics(one, pl.concat([scores(1.0), scores(0.0)]), prompts(a="sum"))
+        scored_samples(one, pl.concat([scores(1.0), scores(0.0)]), prompts(a="sum"))
     with pytest.raises(DataError, match=r"1 prompts of candidates are not .* such as a"):
-        per_prompt_metrics(one, scores(1.0), prompts(b="sum"))
+        scored_samples(one, scores(1.0), prompts(b="sum"))
+
+
+def test_evaluations_hold_win_rates_and_the_divergence_with_what_they_start_from():
+    asked = prompts(a="sum", b="sum")
+    before = scored_samples(
+        candidates(("a", 1, "x"), ("a", 1, "y z"), ("b", 1, "x"), ("b", 1, "")),
+        scores(0.0, 1.0, None, 0.5),
+        asked,
+    )
+    after = scored_samples(
+        candidates(("a", 1, "x"), ("a", 1, "y"), ("b", 1, ""), ("b", 1, ""), name="d"),
+        scores(1.0, 1.0, 0.0, 0.25, name="d"),
+        asked,
+    )
+    ratios = pl.DataFrame({"candidate_id": ["d0", "d1", "d2"], "score": [0.5, 1.5, None]})
+    found = evaluations(before, after, ratios, seed=0, resamples=100)
+    EVALUATIONS.to_arrow(found.with_columns(round_id=pl.lit("r")))
+    whole = {row["metric"]: row for row in found.filter(stratum="all").to_dicts()}
+    # a: 1 beats 0 twice and equals 1 twice; b: 0 and 0.25 lose to 0.5
+    assert (whole["win_rate"]["before"], whole["win_rate"]["after"]) == (0.5, (0.75 + 0) / 2)
+    assert (whole["win_rate"]["low"], whole["win_rate"]["high"]) == (-0.5, 0.25)
+    assert whole["length_controlled_win_rate"]["prompts"] == 2
+    divergence = [whole["kl_nats"][name] for name in ("prompts", "before", "after", "low", "high")]
+    assert divergence == [1, 0.0, 1.0, 1.0, 1.0]
+    # b's new answers have no word
+    assert whole["distinct_bigrams"]["prompts"] == 1
+    assert whole["distinct_answers"]["prompts"] == 2
+
+
+def test_a_prompt_scored_on_one_side_only_has_no_score_and_is_no_error():
+    asked = prompts(a=None, b=None)
+    answers = candidates(("a", 1, "x"), ("b", 1, "x"))
+    before = scored_samples(answers, scores(0.0, None), asked)
+    after = scored_samples(answers, scores(1.0, 1.0), asked)
+    none = pl.DataFrame(schema={"candidate_id": pl.String, "score": pl.Float64})
+    found = evaluations(before, after, none, seed=0, resamples=100).filter(stratum="all")
+    counts = dict(found.select("metric", "prompts").iter_rows())
+    assert counts["score"] == counts["win_rate"] == 1
+    assert counts["completion_tokens"] == 2
+    assert "kl_nats" not in counts

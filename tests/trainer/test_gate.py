@@ -28,52 +28,88 @@ def evaluations(*rows):
     return frame
 
 
-SUCCESS = ("success", "all", 0.25, 0.5, 0.125)
+WIN = ("length_controlled_win_rate", "all", 0.5, 0.75, 0.125)
 LENGTH = ("completion_tokens", "all", 20.0, 25.0, 4.0)
+KL = ("kl_nats", "all", 0.0, 3.0, 2.0)
+SUCCESS = ("success", "all", 0.25, 0.5, 0.125)
 BETTER = ("success", "support", 0.25, 1.0, 0.5)
 WORSE = ("success", "sum", 0.75, 0.5, -0.375)
 
+OFF = {"minimum_win_rate": None, "maximum_length_growth": None, "maximum_kl_nats": None}
 
-def test_a_gain_with_its_interval_above_zero_is_promoted():
-    gates, promoted = judge_gate(evaluations(SUCCESS), GateConfig())
+
+def test_a_policy_that_wins_at_equal_lengths_within_its_budgets_is_promoted():
+    gates, promoted = judge_gate(evaluations(WIN, LENGTH, KL), GateConfig())
     assert promoted
-    assert gates.rows() == [("success/sampled lower bound", 0.125, 0.0, True)]
+    assert gates.rows() == [
+        ("length_controlled_win_rate/sampled lower bound", 0.625, 0.5, True),
+        ("completion_tokens/sampled growth", 1.25, 1.5, True),
+        ("kl_nats/sampled", 3.0, 10.0, True),
+    ]
     GATES.to_arrow(gates.with_columns(round_id=pl.lit("r")))
 
 
+@pytest.mark.parametrize(
+    ("config", "failed"),
+    [
+        ({"minimum_win_rate": 0.625}, "length_controlled_win_rate/sampled lower bound"),
+        ({"maximum_length_growth": 1.2}, "completion_tokens/sampled growth"),
+        ({"maximum_kl_nats": 2.9}, "kl_nats/sampled"),
+        ({"maximum_text_loss_growth_nats": 0.2}, "text_nats_per_token growth"),
+        ({"metric": "success", "minimum_lower_bound": 0.125}, "success/sampled lower bound"),
+        ({"metric": "success", "maximum_stratum_drop": 0.2}, "success/sampled drop in sum"),
+    ],
+)
+def test_one_criterion_that_fails_holds_the_policy(config, failed):
+    texts = evaluations(("text_nats_per_token", "all", 1.0, 1.25, 0.2))
+    texts = texts.with_columns(decoding=pl.lit("read"))
+    measured = pl.concat([evaluations(WIN, LENGTH, KL, SUCCESS, BETTER, WORSE), texts])
+    gates, promoted = judge_gate(measured, GateConfig(**config))
+    assert not promoted
+    assert gates.filter(~pl.col("passed"))["criterion"].to_list() == [failed]
+
+
 @pytest.mark.parametrize("low", [0.0, -0.01, float("nan")])
-def test_an_interval_that_reaches_zero_is_held(low):
-    gates, promoted = judge_gate(evaluations((*SUCCESS[:4], low)), GateConfig())
+def test_an_interval_that_reaches_the_limit_is_held(low):
+    config = GateConfig(**OFF, metric="success")
+    gates, promoted = judge_gate(evaluations((*SUCCESS[:4], low)), config)
     assert not promoted
     assert gates["passed"].to_list() == [False]
 
 
-@pytest.mark.parametrize(("limit", "passed"), [(1.25, True), (1.2, False)])
-def test_length_growth(limit, passed):
-    gates, promoted = judge_gate(
-        evaluations(SUCCESS, LENGTH), GateConfig(maximum_length_growth=limit)
-    )
-    assert promoted is passed
-    assert gates.rows()[1] == ("completion_tokens/sampled growth", 1.25, limit, passed)
-
-
-@pytest.mark.parametrize(("limit", "passed"), [(0.25, True), (0.2, False)])
-def test_drop_in_one_stratum(limit, passed):
-    gates, promoted = judge_gate(
-        evaluations(SUCCESS, BETTER, WORSE), GateConfig(maximum_stratum_drop=limit)
-    )
-    assert promoted is passed
+def test_drop_in_each_stratum_of_the_metric_else_of_the_win_rate():
+    config = GateConfig(**OFF, metric="success", maximum_stratum_drop=0.25)
+    gates, promoted = judge_gate(evaluations(SUCCESS, BETTER, WORSE), config)
+    assert promoted
     assert gates.rows()[1:] == [
-        ("success/sampled drop in sum", 0.25, limit, passed),
-        ("success/sampled drop in support", -0.75, limit, True),
+        ("success/sampled drop in sum", 0.25, 0.25, True),
+        ("success/sampled drop in support", -0.75, 0.25, True),
     ]
+    loses = ("length_controlled_win_rate", "sum", 0.5, 0.25, -0.5)
+    gates, promoted = judge_gate(
+        evaluations(WIN, loses, WORSE), GateConfig(**OFF, maximum_stratum_drop=0.1)
+    )
+    assert not promoted
+    assert gates.rows() == [("length_controlled_win_rate/sampled drop in sum", 0.25, 0.1, False)]
+
+
+def test_force_promotes_and_records_what_it_overruled():
+    held = evaluations((*WIN[:4], -0.25), LENGTH, (*KL[:3], 30.0, 20.0))
+    gates, promoted = judge_gate(held, GateConfig(force=True))
+    assert promoted
+    assert gates["passed"].to_list() == [False, True, False, False]
+    assert gates.rows()[-1] == ("not met, overruled by force", 2.0, 0.0, False)
+    met = evaluations(WIN, LENGTH, KL)
+    assert judge_gate(met, GateConfig(force=True))[0].equals(judge_gate(met, GateConfig())[0])
 
 
 def test_a_measure_that_is_not_there_is_an_error():
     with pytest.raises(DataError, match="0 evaluations of success/greedy over all strata"):
-        judge_gate(evaluations(SUCCESS), GateConfig(decoding="greedy"))
-    with pytest.raises(DataError, match="0 evaluations of completion_tokens/sampled"):
-        judge_gate(evaluations(SUCCESS), GateConfig(maximum_length_growth=1.2))
+        judge_gate(evaluations(SUCCESS), GateConfig(**OFF, metric="success", decoding="greedy"))
+    with pytest.raises(
+        DataError, match=r"0 evaluations of kl_nats/sampled.*metrics are completion"
+    ):
+        judge_gate(evaluations(WIN, LENGTH), GateConfig())
 
 
 def test_misspelt_settings_are_refused():
