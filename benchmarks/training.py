@@ -174,7 +174,8 @@ def train(arm: str, rows: pl.DataFrame, model: Path, batch: int, work: Path) -> 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trainer import trl_trainer
-    from trainer.dpo import DPOTrainingConfig, metrics_frame
+    from trainer.dpo import metrics_frame
+    from trainer.dpo_settings import DPOTrainingConfig
 
     config = DPOTrainingConfig(
         batch_size=batch, learning_rate=1e-5, warmup_ratio=0.0, checkpoint_every_steps=10_000

@@ -57,6 +57,9 @@ dry_run_option = click.option(
 yes_option = click.option(
     "--yes", is_flag=True, help="With --dry-run: the sample may also ask paid endpoints."
 )
+force_option = click.option(
+    "--force", is_flag=True, help="Promote the model whatever the gate says; this is recorded."
+)
 promotion_option = click.option(
     "--require-promotion", is_flag=True, help="Exit with 4 when the gate holds the model."
 )
@@ -98,40 +101,68 @@ def demo(rounds: int, seed: int, root: Path, as_json: bool) -> None:
 @cli.command()
 @config_option
 @workspace_option
+@click.option(
+    "--all-prompts", is_flag=True, help="Also prompts that earlier runs had (`prompts.only_new`)."
+)
 @dry_run_option
 @yes_option
 @json_option
-def refresh(config_file: Path, root: Path, dry_run: bool, yes: bool, as_json: bool) -> None:
+def refresh(
+    config_file: Path, root: Path, all_prompts: bool, dry_run: bool, yes: bool, as_json: bool
+) -> None:
     """Turn prompts into exported preference pairs.
+
+    With `prompts.only_new` a run takes only prompts that no earlier run had; where there are none,
+    there is nothing to do, which is no error.
 
     \b
     Examples:
       prefmill refresh -c configs/refresh.yaml --dry-run
       prefmill refresh -c configs/refresh.yaml
+      prefmill refresh -c configs/refresh.yaml --all-prompts
       prefmill refresh -c configs/demo.yaml -w /data/nightly --json
     """
+    overrides = {"prompts": {"only_new": False}} if all_prompts else {}
     if dry_run:
-        _forecast(root, config_file, ask_paid=yes, as_json=as_json)
+        _forecast(root, config_file, overrides, ask_paid=yes, as_json=as_json)
         return
-    _summarise(root, [_run_refresh(root, config_file, {}, stored_only=False)], as_json)
+    run_ids = _run_refresh(root, config_file, overrides, stored_only=False)
+    if run_ids or as_json:  # no run: it has said that there was nothing to do
+        _summarise(root, run_ids, as_json)
 
 
 @cli.command()
 @config_option
 @click.option("--rounds", type=click.IntRange(1, 1000), help="Overrides the file's `rounds`.")
 @workspace_option
+@dry_run_option
+@yes_option
+@force_option
 @promotion_option
 @json_option
 def rounds(
-    config_file: Path, rounds: int | None, root: Path, require_promotion: bool, as_json: bool
+    config_file: Path,
+    rounds: int | None,
+    root: Path,
+    dry_run: bool,
+    yes: bool,
+    force: bool,
+    require_promotion: bool,
+    as_json: bool,
 ) -> None:
     """Run on-policy rounds: curate, train by DPO, evaluate, judge, promote; then again.
 
     \b
     Examples:
+      prefmill rounds -c configs/demo.yaml --rounds 3 --dry-run
       prefmill rounds -c configs/demo.yaml --rounds 3
     """
-    overrides = {} if rounds is None else {"rounds": rounds}
+    overrides: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    if force:
+        overrides["gate"] = {"force": True}
+    if dry_run:
+        _forecast(root, config_file, overrides, ask_paid=yes, as_json=as_json, in_rounds=True)
+        return
     run_ids = _run_rounds(root, config_file, overrides)
     _summarise(root, run_ids, as_json, require_promotion)
 
@@ -146,10 +177,16 @@ def rounds(
     help="Take the sections training, evaluation, gate and reference from this file.",
 )
 @workspace_option
+@force_option
 @promotion_option
 @json_option
 def train(
-    run_id: str, config_file: Path | None, root: Path, require_promotion: bool, as_json: bool
+    run_id: str,
+    config_file: Path | None,
+    root: Path,
+    force: bool,
+    require_promotion: bool,
+    as_json: bool,
 ) -> None:
     """Train on the pairs of a run, evaluate and judge; nothing stored is generated again.
 
@@ -157,12 +194,44 @@ def train(
     Examples:
       prefmill train
       prefmill train --run demo-refresh-1a2b3c4d5e -c stronger.yaml
+      prefmill train --force
     """
     stored, overrides = _stored_config(
         root, run_id, config_file, ("training", "evaluation", "gate", "reference")
     )
+    # A run that was forced does not force those that take its settings.
+    gate = {"force": False, **(overrides.get("gate") or {})}
+    overrides["gate"] = {**gate, "force": True} if force else gate
     run_ids = _run_rounds(root, stored, {**overrides, "rounds": 1})
     _summarise(root, run_ids, as_json, require_promotion)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@config_option
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the trained model; made by the command.",
+)
+@workspace_option
+def train_file(file: Path, config_file: Path, output: Path, root: Path) -> None:
+    """Train on a preference file: JSON Lines or Parquet with prompt, chosen and rejected.
+
+    Read from the configuration are `policy`, which is the reference too, and `training`. Nothing
+    is evaluated or judged.
+
+    \b
+    Examples:
+      prefmill train-file pairs.jsonl -c configs/train/ipo.yaml -o my-model
+    """
+    from flows.configuration import load_config
+    from flows.train_file import train_file as run_training
+
+    result = run_training(file, load_config(config_file), _workspace(root), output)
+    click.echo(result.model_path)
 
 
 @cli.command()
@@ -188,33 +257,116 @@ def curate(run_id: str, config_file: Path, root: Path, as_json: bool) -> None:
     """
     sections = ("pairing", "filters", "export")
     stored, overrides = _stored_config(root, run_id, config_file, sections)
-    _summarise(root, [_run_refresh(root, stored, overrides, stored_only=True)], as_json)
+    _summarise(root, _run_refresh(root, stored, overrides, stored_only=True), as_json)
 
 
 @cli.command()
 @run_option
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--strategies",
+    help="Comma-separated: NAME, or NAME:KEY=VALUE for one with parameters; all that read scores.",
+)
+@click.option(
+    "--scorers", help="Comma-separated: NAME, or a mix NAME*WEIGHT+NAME*WEIGHT; as in the run."
+)
+@click.option(
+    "--filters",
+    help="Comma-separated: `run` (the run's own), or YAML files with `filters` or named sets.",
+)
+@click.option("--export", "exported", is_flag=True, help="Also write each dataset's files.")
+@workspace_option
+@json_option
+def sweep(
+    run_id: str,
+    strategies: str | None,
+    scorers: str | None,
+    filters: str | None,
+    exported: bool,
+    root: Path,
+    as_json: bool,
+) -> None:
+    """Make several datasets of a run's stored judgments and compare them.
+
+    Nothing is generated or judged. Each dataset is a run of its own, to train on or to export.
+
+    \b
+    Examples:
+      prefmill sweep
+      prefmill sweep --strategies best_vs_worst,best_vs_quantile:quantile=0.1
+      prefmill sweep --strategies max_margin_k --filters run,strict.yaml --export
+      prefmill sweep --scorers rules,judge,rules*0.7+judge*0.3 --json
+    """
+    from flows.configuration import PipelineConfig
+    from flows.sweep import as_rows, page_of
+    from flows.sweep import sweep as run_sweep
+    from flows.sweep_page import print_table, write_page
+    from flows.sweep_variants import variants
+    from lineage.records import require_run
+
+    workspace = _workspace(root)
+    run = require_run(workspace, run_id)
+    config = PipelineConfig.checked(run.config, f"the configuration of run {run.run_id}")
+    asked = (text.split(",") if text else () for text in (strategies, scorers, filters))
+    compared = run_sweep(workspace, run.run_id, variants(config, *asked), export=exported)
+    page = write_page(compared, run.run_id, page_of(workspace, run.run_id, compared))
+    if as_json:
+        found = {"run_id": run.run_id, "page": str(page), "datasets": as_rows(compared)}
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print_table(compared)
+        click.echo(page)
+
+
+@cli.command()
+@run_option
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--format", "formats", multiple=True, help="Formats to write; the run's own by default."
 )
+@click.option(
+    "--push-to-hub",
+    "repository",
+    metavar="OWNER/NAME",
+    help="Upload the run's `hf_dataset` to this dataset of the Hugging Face hub, by HF_TOKEN.",
+)
+@click.option(
+    "--private/--public",
+    default=True,
+    show_default=True,
+    help="Who may see a dataset that the push makes. A public one is never pushed to as private.",
+)
 @workspace_option
-def export(run_id: str, out: Path, formats: tuple[str, ...], root: Path) -> None:
+def export(
+    run_id: str,
+    out: Path | None,
+    formats: tuple[str, ...],
+    repository: str | None,
+    private: bool,
+    root: Path,
+) -> None:
     """Copy a run's preference files to a folder, writing other formats if asked.
+
+    Nothing is uploaded without --push-to-hub.
 
     \b
     Examples:
       prefmill export --out pairs/
       prefmill export --run latest --format trl_parquet --out pairs/
+      prefmill export --format hf_dataset --push-to-hub OWNER/NAME
     """
-    from flows.export_copy import copy_exports
+    from flows.export_copy import copy_exports, push_export
 
+    if out is None and repository is None:
+        raise click.UsageError("nothing to do: name a folder by --out, or --push-to-hub")
     run_id = _require_run(root, run_id)
     if formats:
         stored, _ = _stored_config(root, run_id, None, ())
         overrides = {"export": {"formats": list(formats)}}
-        run_id = _run_refresh(root, stored, overrides, stored_only=True)
-    for path, rows in copy_exports(_workspace(root), run_id, out):
+        (run_id,) = _run_refresh(root, stored, overrides, stored_only=True)
+    for path, rows in copy_exports(_workspace(root), run_id, out) if out else ():
         click.echo(f"{path}  {rows} pairs")
+    if repository:
+        click.echo(push_export(_workspace(root), run_id, repository, private=private))
 
 
 @cli.command()
@@ -419,13 +571,12 @@ def _prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     from flows.models import find_policy
     from flows.progress import say
     from flows.settings import configure_prefect, stop_orphaned_servers
-    from stages.prompt_sampling import source_fingerprint
+    from stages.prompt_sampling import fingerprints
 
     workspace = _workspace(root)
     config = load_config(config_file, overrides)
     find_policy(config.policy)
-    for source in config.prompts.sources:
-        source_fingerprint(source)
+    fingerprints(config.prompts)
     workspace.require_writable()
     configure_prefect(workspace)
     if "PREFECT_API_URL" not in os.environ:
@@ -433,17 +584,31 @@ def _prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
         say("starting Prefect's embedded server (10 to 30 s) ...")
 
 
-def _forecast(root: Path, config_file: Path, *, ask_paid: bool, as_json: bool) -> None:
-    """Print what a run would ask for and cost."""
+def _forecast(
+    root: Path,
+    config_file: Path,
+    overrides: dict[str, Any],
+    *,
+    ask_paid: bool,
+    as_json: bool,
+    in_rounds: bool = False,
+) -> None:
+    """Print what a refresh, or the configuration's rounds, would ask for and cost."""
     from flows.configuration import load_config
     from flows.forecast import forecast, total
     from flows.models import find_policy
     from flows.printing import print_rows
+    from flows.sampling import nothing_new, with_runs_to_pass_over
     from flows.vllm_server import stop_all
 
-    workspace, config = _workspace(root), load_config(config_file)
+    workspace = _workspace(root)
+    config = with_runs_to_pass_over(workspace, load_config(config_file, overrides))
+    if found := nothing_new(workspace, config):
+        click.echo(f"nothing to do: {found}", err=True)
+        return
+    policy, rounds = find_policy(config.policy), config.rounds if in_rounds else 0
     try:
-        lines = forecast(config, find_policy(config.policy), workspace, ask_paid=ask_paid)
+        lines = forecast(config, policy, workspace, ask_paid=ask_paid, rounds=rounds)
     finally:
         stop_all()
     lines.append(total(lines))
@@ -462,13 +627,14 @@ def _while_prefect_starts() -> None:
 
 def _run_refresh(
     root: Path, config_file: Path, overrides: dict[str, Any], *, stored_only: bool
-) -> str:
+) -> list[str]:
+    """Return the run's id, or none where there was nothing to do."""
     _prepare(root, config_file, overrides)
     from flows.refresh import refresh as flow
 
     _while_prefect_starts()
-    run_id: str = flow(str(config_file), str(root), overrides, stored_only)
-    return run_id
+    run_id: str | None = flow(str(config_file), str(root), overrides, stored_only)
+    return [run_id] if run_id else []
 
 
 def _run_rounds(root: Path, config_file: Path, overrides: dict[str, Any]) -> list[str]:

@@ -12,17 +12,19 @@ from flows.spending import BudgetConfig
 from stages.configuration import OPERATIONAL, Config
 from stages.errors import ConfigError, MissingFileError, nearest
 from stages.export import ExportConfig
-from stages.filtering import FilteringConfig
-from stages.generation import GenerationConfig
+from stages.filter_settings import FilteringConfig
+from stages.generation_settings import GenerationConfig
+from stages.noise_voters import NoiseConfig, why_no_noise
 from stages.pairing import PairingConfig
 from stages.prompt_sampling import PromptSamplingConfig
 from stages.scoring import ScoringConfig
-from trainer.dpo import DPOTrainingConfig
+from trainer.dpo_settings import DPOTrainingConfig
 from trainer.gate import GateConfig
+from validators.drift import ValidationConfig
 
 BUNDLED_MODEL = Path(__file__).parent.parent / "data" / "tiny-model"
 
-SEEDED_SECTIONS = ("prompts", "generation", "pairing", "training", "evaluation")
+SEEDED_SECTIONS = ("prompts", "generation", "pairing", "noise", "training", "evaluation")
 
 
 class EvaluationConfig(Config):
@@ -31,8 +33,15 @@ class EvaluationConfig(Config):
     Sampled answers use the generation's own settings and `heldout_samples_per_prompt`.
     """
 
+    scorer: str | None = None
+    """The scorer that compares; null is `pairing.scorer`, which taught the policy what it likes."""
     greedy: bool = True
     """Also compare one greedy answer per prompt."""
+    kl_samples_per_prompt: pydantic.NonNegativeInt = 1
+    """Sampled answers per prompt that both policies read to measure the KL divergence; 0: none."""
+    texts: Path | None = None
+    """A file of conversations (`messages`) that the assistant ends: both policies read them, to see
+    what training forgot."""
     resamples: Annotated[int, pydantic.Field(ge=100)] = 2000
     """Bootstrap resamples over prompts."""
     seed: int = 0
@@ -56,22 +65,92 @@ class PipelineConfig(Config):
     generation: GenerationConfig = GenerationConfig()
     scoring: ScoringConfig = ScoringConfig()
     pairing: PairingConfig = PairingConfig()
+    noise: NoiseConfig = NoiseConfig()
     filters: FilteringConfig = FilteringConfig()
+    validation: ValidationConfig = ValidationConfig()
     export: ExportConfig = ExportConfig()
     training: DPOTrainingConfig = DPOTrainingConfig()
     budget: Annotated[BudgetConfig, OPERATIONAL] = BudgetConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
 
+    @property
+    def evaluating_scorer(self) -> str:
+        """The scorer that compares policies."""
+        return self.evaluation.scorer or self.pairing.scorer
+
+    @pydantic.model_validator(mode="after")
+    def _evaluates_by_a_scorer(self) -> Self:
+        known = [scorer.name for scorer in self.scoring.scorers]
+        scorer = self.evaluation.scorer
+        if scorer is not None and scorer not in known:
+            near = nearest(scorer, known) or f"; known: {', '.join(known)}"
+            raise ValueError(f"`evaluation.scorer` {scorer!r} is none of `scoring.scorers`{near}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _measures_what_it_limits(self) -> Self:
+        if self.gate.maximum_kl_nats is not None and not self.evaluation.kl_samples_per_prompt:
+            raise ValueError(
+                "`gate.maximum_kl_nats` limits what is not measured: "
+                "raise `evaluation.kl_samples_per_prompt`, or set the limit to null"
+            )
+        if self.gate.maximum_text_loss_growth_nats is not None and self.evaluation.texts is None:
+            raise ValueError(
+                "`gate.maximum_text_loss_growth_nats` limits what is not measured: "
+                "name a file in `evaluation.texts`, or set the limit to null"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _limits_a_scorer(self) -> Self:
+        known = [scorer.name for scorer in self.scoring.scorers]
+        for limit in self.filters.score_limits:
+            if limit.scorer not in known:
+                near = nearest(limit.scorer, known) or f"; known: {', '.join(known)}"
+                raise ValueError(
+                    f"`filters.score_limits` names {limit.scorer!r}, which is none of "
+                    f"`scoring.scorers`{near}"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _bands_of_a_scorer(self) -> Self:
+        known = [f"score:{scorer.name}" for scorer in self.scoring.scorers]
+        for band in self.validation.bands:
+            if band.measure.startswith("score:") and band.measure not in known:
+                near = nearest(band.measure, known) or f"; known: {', '.join(known)}"
+                raise ValueError(f"`validation.bands` names {band.measure!r}, not a scorer{near}")
+        return self
+
     @pydantic.model_validator(mode="after")
     def _pairs_by_a_scorer(self) -> Self:
         known = [scorer.name for scorer in self.scoring.scorers]
         named = [("scorer", self.pairing.scorer)]
+        named += [("weights", name) for name in self.pairing.weights]
         named += [("agreeing_scorers", name) for name in self.pairing.agreeing_scorers]
         for key, chosen in named:
             if chosen not in known:
                 near = nearest(chosen, known) or f"; known: {', '.join(known)}"
                 raise ValueError(f"`pairing.{key}` {chosen!r} is none of `scoring.scorers`{near}")
+        kind = self.scoring.scorers[known.index(self.pairing.scorer)].kind
+        if self.pairing.needs_judgments and kind not in {"judge", "votes"}:
+            raise ValueError(
+                f"`pairing.strategy` {self.pairing.strategy!r} reads verdicts on two candidates; "
+                f"the scorer {self.pairing.scorer!r} of kind {kind!r} gives none"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _noise_that_can_be_known(self) -> Self:
+        asked = {
+            "filters.maximum_label_noise": self.filters.needs_noise,
+            "training.label_smoothing": self.training.label_smoothing == "estimated",
+        }
+        for key in [key for key, needed in asked.items() if needed]:
+            gold = self.prompts.gold is not None
+            if why_not := why_no_noise(self.scoring, self.pairing, gold=gold):
+                raise ValueError(f"`{key}` asks for an estimate of label noise: {why_not}")
         return self
 
 

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 from flows import scorers
 from flows.answering import answer_prompts
-from flows.exporting import export_pairs
+from flows.drift import check_drift
+from flows.earlier_pairs import kept_earlier
+from flows.exporting import export_pairs, read_beside
 from flows.generators import ReadyGenerator, ready_generators
+from flows.noise import estimate_noise
 from flows.preflight import require_usable
-from flows.shards import for_shards, groups
+from flows.reference_answers import require_references, write_references
+from flows.sampling import sample_prompts
+from flows.shards import computed_by_shard, groups, prompts_of
 from flows.spending import budget_of
 from flows.stage_runner import RunContext, StageSpec, StageWriter, finished_output, run_stage
 from flows.stage_task import stage_task
@@ -18,17 +23,18 @@ from stages import (
     filtering,
     generation,
     pairing,
-    prompt_sampling,
     scorer_health,
     scoring,
 )
 from stages.errors import DataError
+from stages.no_pairs import explain_no_pairs
 
 if TYPE_CHECKING:
     import polars as pl
 
     from flows.configuration import PipelineConfig
     from flows.models import Policy
+    from flows.noise import EstimatedNoise
     from flows.scorers import JudgePart
     from flows.shards import Shard
     from lineage.workspace import Dataset
@@ -45,6 +51,8 @@ class Curated:
     pairs: Dataset
     decisions: Dataset
     exports: Dataset
+    noise: EstimatedNoise | None = None
+    """Of the pairs' labels; None: nothing tells of it."""
 
 
 def curate(
@@ -67,25 +75,32 @@ def curate(
         for scorer in config.scoring.judges
     }
     scores = score_candidates(context, config, candidates, judgments)
-    check_scorers(context, config, (prompts, candidates, scores), judgments)
-    pairs = pair_candidates(context, config, candidates, scores)
-    decisions = filter_pairs(context, config, pairs, candidates, (prompts, scores))
-    exports = export_pairs(context, config, prompts, candidates, pairs, decisions)
-    return Curated(prompts, candidates, scores, pairs, decisions, exports)
+    scored = (prompts, candidates, scores)
+    health = check_scorers(context, config, scored, judgments)
+    pairs, noise, decisions = choose_pairs(context, config, scored, judgments)
+    check_drift(context, config, (prompts, candidates, scores, pairs, decisions))
+    beside = read_beside(config.export, scores, health, noise.pairs if noise else None)
+    exports = export_pairs(context, config, prompts, candidates, pairs, decisions, *beside)
+    return Curated(prompts, candidates, scores, pairs, decisions, exports, noise)
 
 
-@stage_task(name="prompts")
-def sample_prompts(context: RunContext, config: PipelineConfig) -> Dataset:
-    """Sample the prompts."""
-    sources = [prompt_sampling.source_fingerprint(s) for s in config.prompts.sources]
-    gold = prompt_sampling.gold_fingerprint(config.prompts)
-    settings = {**config.prompts.deciding(), "contents": [*sources, gold]}
-    spec = StageSpec("prompts", prompt_sampling.VERSION, settings, (), ("prompts",))
+def choose_pairs(
+    context: RunContext,
+    config: PipelineConfig,
+    scored: tuple[Dataset, Dataset, Dataset],
+    judgments: dict[str, Dataset],
+) -> tuple[Dataset, EstimatedNoise | None, Dataset]:
+    """Return pairs of what is ``scored`` (prompts, candidates, scores), their noise and rulings.
 
-    def make(writer: StageWriter) -> None:
-        writer.write("prompts", prompt_sampling.sample(config.prompts))
-
-    return run_stage(context, "prompts", spec, make).output("prompts")
+    Raises:
+        DataError: no pair can be made, or none is left.
+    """
+    prompts, candidates, scores = scored
+    pairs = pair_candidates(context, config, candidates, scores, judgments)
+    noise = estimate_noise(context, config, (candidates, scores), pairs, judgments)
+    of_noise = noise.pairs if noise else None
+    decisions = filter_pairs(context, config, pairs, candidates, (prompts, scores, of_noise))
+    return pairs, noise, decisions
 
 
 def generation_spec(
@@ -94,6 +109,8 @@ def generation_spec(
     """Return what decides the candidates."""
     settings = config.generation.deciding()
     settings = {**settings, "generators": [generator.deciding() for generator in generators]}
+    if config.pairing.needs_references:
+        settings["references"] = True
     return StageSpec("generate", generation.VERSION, settings, (prompts,), ("candidates",))
 
 
@@ -119,6 +136,8 @@ def generate_candidates(
 
     def make(writer: StageWriter) -> None:
         of_prompts = writer.read(prompts)
+        if config.pairing.needs_references:
+            require_references(of_prompts)
         require_usable(config, generators, of_prompts)
         per_generator = generation.count_parts(of_prompts, config.generation)
         for place, generator in enumerate(generators):
@@ -127,6 +146,10 @@ def generate_candidates(
         planted = generation.gold_candidates(of_prompts)
         if planted.height:
             writer.write("candidates", planted, len(generators) * per_generator)
+        if config.pairing.needs_references:
+            first = len(generators) * per_generator + 1
+            policy, parts = generators[0].policy, range(per_generator)
+            write_references(writer, of_prompts, policy, parts, first)
 
     return run_stage(context, "generate", spec, make).output("candidates")
 
@@ -141,7 +164,7 @@ def judge_candidates(
     candidates: Dataset,
 ) -> Dataset:
     """Have one scorer judge every candidate. Another scorer's verdicts are another output."""
-    settings = scorers.deciding(scorer)
+    settings = scorers.deciding(scorer, policy)
     inputs = (prompts, candidates)
     spec = StageSpec("judge", scoring.VERSION, settings, inputs, ("judgments",))
 
@@ -165,7 +188,7 @@ def judge_in_parts(
     for done, group in enumerate(judged, start=1):
         index = first + done - 1
         if writer.existing("judgments", index) is None:
-            writer.write("judgments", judge(group.collect(), prompts), index)
+            writer.write("judgments", judge(group.frame.collect(), prompts), index)
         writer.advance(done, len(judged))
     return first + len(judged)
 
@@ -182,16 +205,16 @@ def score_candidates(
     inputs = (candidates, *judgments.values())
     spec = StageSpec("score", scoring.VERSION, settings, inputs, ("scores",))
 
-    def make_shard(writer: StageWriter, shard: Shard) -> None:
+    def make(writer: StageWriter) -> None:
         import polars as pl
 
-        facts = shard.read(["candidate_id", "prompt_id"])
-        verdicts = [writer.read(shard.judgments(of_scorer)) for of_scorer in judgments.values()]
-        rows = scoring.scores(pl.concat(verdicts), facts, config.scoring)
-        writer.write("scores", rows, shard.index)
+        def score(shard: Shard) -> pl.DataFrame:
+            facts = shard.read(["candidate_id", "prompt_id"])
+            verdicts = [writer.read(shard.judgments(of_scorer)) for of_scorer in judgments.values()]
+            return scoring.scores(pl.concat(verdicts), facts, config.scoring)
 
-    def make(writer: StageWriter) -> None:
-        for_shards(writer, candidates, make_shard)
+        for shard, rows in computed_by_shard(writer, candidates, score):
+            writer.write("scores", rows, shard.index)
 
     return run_stage(context, "score", spec, make).output("scores")
 
@@ -217,8 +240,9 @@ def check_scorers(
         prompts, candidates, scores = map(read, judged)
         verdicts = pl.concat(map(read, judgments.values()))
         scorer_health.require_every_candidate(verdicts, candidates, config.scoring.asked)
+        preferring = scores.filter(~pl.col("scorer").is_in(config.scoring.gauges))
         health = config.scoring.health
-        rows = scorer_health.scorer_health(verdicts, scores, candidates, prompts, health)
+        rows = scorer_health.scorer_health(verdicts, preferring, candidates, prompts, health)
         writer.write("scorer_health", rows)
 
     rows = run_stage(context, "health", spec, make).output("scorer_health")
@@ -228,26 +252,34 @@ def check_scorers(
 
 @stage_task(name="pair")
 def pair_candidates(
-    context: RunContext, config: PipelineConfig, candidates: Dataset, scores: Dataset
+    context: RunContext,
+    config: PipelineConfig,
+    candidates: Dataset,
+    scores: Dataset,
+    judgments: dict[str, Dataset],
 ) -> Dataset:
     """Pair the scored candidates of each prompt."""
-    settings = config.pairing.deciding()
-    spec = StageSpec("pair", pairing.VERSION, settings, (candidates, scores), ("pairs",))
+    asked = config.pairing
+    verdicts = judgments[asked.scorer] if asked.needs_judgments else None
+    inputs = (candidates, scores, *([verdicts] if verdicts else []))
+    spec = StageSpec("pair", pairing.VERSION, asked.deciding(), inputs, ("pairs",))
 
     facts = ["candidate_id", "weights_hash", "completion_tokens"]
 
-    def make_shard(writer: StageWriter, shard: Shard) -> None:
-        judged = writer.read(scores.part(shard.index))
-        proposed = pairing.pair(shard.read(facts), judged, config.pairing)
-        writer.write("pairs", proposed, shard.index)
-
     def make(writer: StageWriter) -> None:
-        for_shards(writer, candidates, make_shard)
+        def propose(shard: Shard) -> pl.DataFrame:
+            judged = writer.read(scores.part(shard.index))
+            said = writer.read(shard.judgments(verdicts)) if verdicts else None
+            return pairing.pair(shard.read(facts), judged, asked, said)
+
+        for shard, proposed in computed_by_shard(writer, candidates, propose):
+            writer.write("pairs", proposed, shard.index)
 
     pairs = run_stage(context, "pair", spec, make).output("pairs")
     if not pairs.rows:
-        of_candidates = candidates.read(context.workspace, facts)
-        pairing.explain_no_pairs(of_candidates, scores.read(context.workspace), config.pairing)
+        workspace = context.workspace
+        said = verdicts.read(workspace) if verdicts else None
+        explain_no_pairs(candidates.read(workspace, facts), scores.read(workspace), asked, said)
     return pairs
 
 
@@ -257,34 +289,41 @@ def filter_pairs(
     config: PipelineConfig,
     pairs: Dataset,
     candidates: Dataset,
-    facts: tuple[Dataset, Dataset],
+    facts: tuple[Dataset, Dataset, Dataset | None],
 ) -> Dataset:
-    """Rule on every pair by every filter; ``facts`` are the prompts and the scores."""
-    asked, (prompts, scores) = config.filters, facts
-    spec = StageSpec(
-        "filter", filtering.VERSION, asked.deciding(), (pairs, candidates, *facts), ("decisions",)
-    )
+    """Rule on every pair by every filter; ``facts`` are prompts, scores and label noise."""
+    asked, (prompts, scores, noise) = config.filters, facts
+    noise = noise if asked.needs_noise else None
+    earlier = kept_earlier(context, asked)
+    inputs = (pairs, candidates, prompts, scores, *([noise] if noise else []), *earlier)
+    outputs = ("decisions", *(["pair_signatures"] if asked.near_duplicates else []))
+    spec = StageSpec("filter", filtering.VERSION, asked.deciding(), inputs, outputs)
 
     def make(writer: StageWriter) -> None:
         import polars as pl
 
-        sources = ["prompt_id", "source", "split"]
-        of_prompts = writer.read(prompts, sources) if asked.needs_prompts else None
-        measured: list[pl.DataFrame] = []
-
-        def measure_shard(writer: StageWriter, shard: Shard) -> None:
+        def measure(shard: Shard) -> pl.DataFrame:
             of_pairs = writer.read(pairs.part(shard.index))
+            ids, columns = of_pairs["prompt_id"], asked.prompt_columns
+            of_prompts = prompts_of(writer.workspace, prompts, ids, columns) if columns else None
+            if noise:
+                known = writer.read(noise.part(shard.index), ["pair_id", "probability_wrong"])
+                of_pairs = of_pairs.join(known, on="pair_id", how="left", maintain_order="left")
             texts = shard.read(["candidate_id", "completion", "finish_reason"])
             judged = writer.read(scores.part(shard.index)) if asked.needs_scores else None
-            measured.append(filtering.measure(of_pairs, texts, asked, of_prompts, judged))
+            return filtering.measure(of_pairs, texts, asked, of_prompts, judged)
 
-        for_shards(writer, candidates, measure_shard)
+        measured = [facts for _, facts in computed_by_shard(writer, candidates, measure)]
         heights = [frame.height for frame in measured]
-        ruled = filtering.rule(pl.concat(measured), asked)
+        seen = [writer.read(dataset) for dataset in earlier]
+        ruled = filtering.rule(pl.concat(measured), asked, pl.concat(seen) if seen else None)
+        measured.clear()
         start = 0
         for index, height in enumerate(heights):
             of_shard = ruled.slice(start, height)
             writer.write("decisions", filtering.decisions(of_shard, asked), index)
+            if asked.near_duplicates:
+                writer.write("pair_signatures", filtering.kept_signatures(of_shard), index)
             start += height
 
     decisions = run_stage(context, "filter", spec, make).output("decisions")

@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 console = Console(stderr=True, highlight=False)
 """Progress goes to standard error; standard output holds results only."""
+
+_running: list[tuple[Progress, TaskID]] = []
+"""The bars on screen, the innermost last."""
 
 
 @contextlib.contextmanager
@@ -33,16 +37,28 @@ def stage_progress(label: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     with bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(label, total=None, note="")
 
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        yield advance
+        _running.append((bar, task))
+        try:
+            yield advance
+        finally:
+            _running.pop()
     say(f"{label:<24} {time.monotonic() - started:6.1f} s")
+
+
+def note(text: str) -> None:
+    """Show ``text`` beside the innermost bar, in place of what stood there; on a terminal only."""
+    if _running:
+        bar, task = _running[-1]
+        bar.update(task, note=text)
 
 
 def say(text: str) -> None:

@@ -23,9 +23,16 @@ VIEWS = (
     "candidate_outputs",
     "rounds",
     "funnel",
+    "prompt_drops",
     "drops",
+    "filter_funnel",
+    "filter_overlap",
     "pair_quality",
     "judge_health",
+    "drift",
+    "strategy_comparison",
+    "run_noise",
+    "length_bias",
     "ids",
 )
 """The views of ``lineage/sql/``, each after those that it reads."""
@@ -36,6 +43,7 @@ STAGE_KEY_MEANING = "the stage output that this row belongs to: join stage_runs 
 _SCALARS = {
     pa.string(): "VARCHAR",
     pa.int64(): "BIGINT",
+    pa.uint8(): "UTINYINT",
     pa.float64(): "DOUBLE",
     pa.bool_(): "BOOLEAN",
     pa.timestamp("us", tz="UTC"): "TIMESTAMP WITH TIME ZONE",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lineage.workspace import Workspace
 
 LATEST = "latest"
-"""In place of a run id: the run that was started last."""
+"""In place of a run id: the run that was started last, the datasets of a sweep aside."""
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +136,9 @@ def require_run(workspace: Workspace, run_id: str) -> RunRecord:
     """
     runs = list_runs(workspace)
     known = [run.run_id for run in runs]
-    if run_id == LATEST and runs:
-        return runs[0]
+    chosen = [run for run in runs if run.flow != "sweep"] or runs
+    if run_id == LATEST and chosen:
+        return chosen[0]
     fitting = [run for run in runs if run.run_id == run_id] or [
         run for run in runs if run_id and run.run_id.startswith(run_id)
     ]

@@ -181,7 +181,7 @@ def _add_pair(branch: Tree, row: dict[str, Any]) -> None:
                     scores=f"{_number(row['chosen_score'])} against "
                     f"{_number(row['rejected_score'])}",
                     margin=row["margin"],
-                    confidence=row["confidence"],
+                    probability_wrong=(row["label_noise"] or {}).get("probability_wrong"),
                     tokens=f"{row['chosen_tokens']} against {row['rejected_tokens']}",
                 ),
                 "",

@@ -23,7 +23,7 @@ __all__ = ["Story", "render", "why"]
 Row = dict[str, Any]
 ACCOUNT_KEYS = ("prompts_key", "candidates_key", "judge_keys", "score_key")
 """Runs that share these outputs have the same candidates with the same verdicts."""
-USE_KEYS = ("stage", "pair_key", "filter_key", "export_key")
+USE_KEYS = ("stage", "pair_key", "noise_key", "filter_key", "export_key")
 """Runs that share these too made the same of them."""
 
 
@@ -225,6 +225,12 @@ class _RowsByStage:
             keys,
             pair_ids,
         )
+        self._noise = reader.rows(
+            "SELECT * FROM label_noise WHERE list_contains(?::VARCHAR[], stage_key) "
+            "AND list_contains(?::VARCHAR[], pair_id)",
+            keys,
+            pair_ids,
+        )
         self._exports = reader.rows(_EXPORTS_OF_PAIRS, keys, pair_ids)
         self._rounds = reader.rows(
             _ROUNDS_OF_EXPORTS, sorted({row["export_id"] for row in self._exports})
@@ -268,11 +274,19 @@ class _RowsByStage:
         decisions = [
             d for d in _of(self._decisions, [use["filter_key"]]) if d["pair_id"] == pair_id
         ]
+        noise = [n for n in _of(self._noise, [use["noise_key"]]) if n["pair_id"] == pair_id]
         exports = [e for e in _of(self._exports, [use["export_key"]]) if e["pair_id"] == pair_id]
         export_ids = {export["export_id"] for export in exports}
         kept = all(d["kept"] for d in decisions) if use["filter_key"] else None
         rounds = [r for r in self._rounds if r["export_id"] in export_ids]
-        return {**row, "kept": kept, "decisions": decisions, "exports": exports, "rounds": rounds}
+        return {
+            **row,
+            "label_noise": next(iter(noise), None),
+            "kept": kept,
+            "decisions": decisions,
+            "exports": exports,
+            "rounds": rounds,
+        }
 
 
 def _of(rows: list[Row], stage_keys: list[str | None]) -> list[Row]:

@@ -154,7 +154,7 @@ def split(prompts: pl.DataFrame, sources: Sequence[PromptSource]) -> pl.DataFram
     A larger share only adds to the held-out prompts. A split that a source brings stays.
     """
     shares = [
-        source.heldout_share if isinstance(source, SampledSource) else 0 for source in sources
+        source.heldout_share if isinstance(source, SampledSource) else 0.0 for source in sources
     ]
     share = pl.col("position").replace_strict(range(len(shares)), shares, return_dtype=pl.Float64)
     digits = pl.col("prompt_id").str.slice(ID_START, SPLIT_DIGITS)

@@ -62,8 +62,8 @@ class SampledSource(PromptSource):
 
     maximum_rows: pydantic.PositiveInt | None = None
     """Sample this many of its prompts; everything without it."""
-    heldout_share: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.05
-    """Share of prompts, chosen by a hash of their content, kept for evaluation."""
+    heldout_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
+    """Share of prompts, chosen by a hash of their content, kept for evaluation; 1: all."""
 
 
 class Message(Config):

@@ -14,11 +14,13 @@ from stages.answer_text import Verdict
 from stages.configuration import NOT_EMPTY, OPERATIONAL, Config
 from stages.content_ids import canonical_json, file_sha256
 from stages.endpoints import EndpointConfig
-from stages.errors import DataError, MissingFileError
+from stages.errors import DataError
 from stages.judges import JudgeScorer
 from stages.judgment_rows import as_judgments
-from stages.prompt_sampling import read_rows
+from stages.log_probability import LogProbabilityScorer
+from stages.row_files import BadRows, read_rows, require_file
 from stages.scorer_health import HealthConfig
+from stages.text_classifier import TextClassifierScorer
 from stages.verifiers import RUNS_CODE, Check, read_ground_truth, require_known
 from stages.vllm_settings import VllmServerConfig
 
@@ -98,9 +100,19 @@ class ImplicitRewardScorer(Config):
 
 
 Scorer = Annotated[
-    RulesScorer | VotesScorer | RewardModelScorer | JudgeScorer | ImplicitRewardScorer | JuryScorer,
+    RulesScorer
+    | VotesScorer
+    | RewardModelScorer
+    | JudgeScorer
+    | ImplicitRewardScorer
+    | TextClassifierScorer
+    | LogProbabilityScorer
+    | JuryScorer,
     pydantic.Field(discriminator="kind"),
 ]
+
+Gauge = TextClassifierScorer | LogProbabilityScorer
+"""Scorers whose higher score does not mean the better answer: they label nothing."""
 
 
 class RewardSource(Protocol):
@@ -136,6 +148,11 @@ class ScoringConfig(Config):
     def judges(self) -> tuple[Scorer, ...]:
         """The scorers that judge by themselves."""
         return tuple(scorer for scorer in self.scorers if not isinstance(scorer, JuryScorer))
+
+    @property
+    def gauges(self) -> list[str]:
+        """Names of those that say nothing about which answer is better."""
+        return [scorer.name for scorer in self.scorers if isinstance(scorer, Gauge)]
 
     @property
     def asked(self) -> list[str]:
@@ -281,21 +298,15 @@ def read_votes(scorer: VotesScorer) -> pl.DataFrame:
         DataError: the file is broken, a row has no candidate id or a column that isn't known, or
             the file mixes votes on one candidate with votes on two.
     """
-    if not scorer.path.is_file():
-        raise MissingFileError(
-            f"votes file {str(scorer.path)!r} is not there",
-            expected="a JSONL, Parquet or CSV file",
-            where=f"working directory {Path.cwd()}",
-            remedy=f"correct `path` of the scorer {scorer.name!r}",
-        )
-    records = []
-    for number, row in enumerate(read_rows(scorer.path), start=1):
+    require_file(scorer.path, "votes", f"correct `path` of the scorer {scorer.name!r}")
+    place, records = BadRows.of_file(scorer.path).place, []
+    for number, row, _ in read_rows(scorer.path):
         unknown = [str(name) for name in row if name not in VOTE_COLUMNS]
         if unknown or not row.get("candidate_id") or "score" not in row:
             raise DataError(
                 f"a vote with unknown columns {unknown}" if unknown else "an incomplete vote",
                 expected="candidate_id, score and, if wanted, other_candidate_id, voter, comment",
-                where=f"{scorer.path}, row {number}; columns there: {', '.join(map(str, row))}",
+                where=f"{place(number)}; columns there: {', '.join(row)}",
             )
         records.append([_as_text(row.get(name)) for name in VOTE_COLUMNS])
     votes = pl.DataFrame(records, schema=dict.fromkeys(VOTE_COLUMNS, pl.String), orient="row")

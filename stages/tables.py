@@ -6,6 +6,7 @@ from these declarations or are tested against them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -67,8 +68,13 @@ class Table:
 
     def empty(self) -> pl.DataFrame:
         """Return a frame of this table with no rows."""
+        return self._empty.clone()
+
+    @functools.cached_property
+    def _empty(self) -> pl.DataFrame:
         import polars as pl
 
+        # Stages ask for it part by part, and this takes a millisecond.
         return cast("pl.DataFrame", pl.from_arrow(self.arrow_schema.empty_table()))
 
     def to_arrow(self, frame: pl.DataFrame) -> pa.Table:
@@ -147,6 +153,26 @@ PROMPTS = Table(
         _text("verifier", "the rule that can check an answer", nullable=True),
         _text("ground_truth", "what the verifier needs to know, as JSON", nullable=True),
         _text("gold", "of split gold: the good and the damaged answer, as JSON", nullable=True),
+        _text("reference", "a known good answer by people, if the source has one", nullable=True),
+    ),
+)
+
+DROPPED_PROMPTS = Table(
+    "dropped_prompts",
+    "one prompt of a source that sampling passed over, and why",
+    ("prompt_id",),
+    (
+        _text("prompt_id", "hash of the messages"),
+        Column("messages", MESSAGES, "the conversation"),
+        _text("source", "where the prompt came from, as named in the configuration"),
+        _text(
+            "reason",
+            "it overlaps with an evaluation set, or is nearly the same as another prompt",
+            allowed=("contaminated", "near_duplicate"),
+        ),
+        _text("kept_prompt_id", "of a near-duplicate: the prompt kept in its place", nullable=True),
+        _text("evaluation_set", "of a contaminated one: the set's name", nullable=True),
+        _text("matched_text", "the words that it shares with that set, normalised", nullable=True),
     ),
 )
 
@@ -289,13 +315,6 @@ PAIRS = Table(
         _number("chosen_score", "in the scorer's unit"),
         _number("rejected_score", "in the scorer's unit"),
         _number("margin", "chosen_score - rejected_score", minimum=0),
-        _number(
-            "confidence",
-            "probability that the label is right, where known",
-            nullable=True,
-            minimum=0,
-            maximum=1,
-        ),
         _count("chosen_tokens", "length of the chosen completion", "tokens"),
         _count("rejected_tokens", "length of the rejected completion", "tokens"),
     ),
@@ -304,6 +323,66 @@ PAIRS = Table(
         "chosen_candidate_id": "candidates.candidate_id",
         "rejected_candidate_id": "candidates.candidate_id",
     },
+)
+
+LABEL_NOISE = Table(
+    "label_noise",
+    "what bears on one pair's label, and how probably it is wrong",
+    ("pair_id",),
+    (
+        _text("pair_id", "the pair"),
+        _number(
+            "probability_wrong",
+            "that the rejected is the better one; null: no estimate",
+            nullable=True,
+            minimum=0,
+            maximum=1,
+        ),
+        _number(
+            "margin_standard_error",
+            "of the margin, from the spread of repeated judgments",
+            nullable=True,
+            minimum=0,
+        ),
+        _number(
+            "order_disagreement",
+            "share of the judge's double readings of this pair whose two orders differ",
+            nullable=True,
+            minimum=0,
+            maximum=1,
+        ),
+        _count("scorers_for", "other scorers, or a jury's members, that score the chosen higher"),
+        _count("scorers_against", "those that score the rejected higher"),
+        _number(
+            "people_vote",
+            "people's majority: 1 the chosen, -1 the rejected, 0 neither; null: nobody voted",
+            nullable=True,
+            minimum=-1,
+            maximum=1,
+        ),
+    ),
+    references={"pair_id": "pairs.pair_id"},
+)
+
+NOISE_RATES = Table(
+    "noise_rates",
+    "the share of wrong labels among the pairs of one scorer",
+    ("scorer",),
+    (
+        _text("scorer", "whose scores made the labels"),
+        _text(
+            "method",
+            "how it was estimated (docs/noise.md); null: it could not be",
+            nullable=True,
+            allowed=("calibrated", "agreement", "swaps"),
+        ),
+        _number("rate", "share of wrong labels", nullable=True, minimum=0, maximum=1),
+        _number("low", "lower end of its 95 % interval", nullable=True, minimum=0, maximum=1),
+        _number("high", "upper end", nullable=True, minimum=0, maximum=1),
+        _count("pairs", "proposed", "pairs"),
+        _count("calibration_pairs", "whose better answer is known", "pairs"),
+        _text("note", "on what the estimate rests, or what is missing for one"),
+    ),
 )
 
 DECISIONS = Table(
@@ -322,6 +401,59 @@ DECISIONS = Table(
     references={"pair_id": "pairs.pair_id"},
 )
 
+PAIR_MEASURES = Table(
+    "pair_measures",
+    "one measure of one dataset of train pairs, for comparing strategies",
+    ("measure",),
+    (
+        _text(
+            "measure",
+            "proposed, kept, prompts, mean_margin, median_margin, mean_length_gap, "
+            "longer_chosen_rate, gold_accuracy, distinct_chosen_rate, distinct_bigram_rate or "
+            "agreement:SCORER (docs/pairing.md)",
+        ),
+        _number("value", "what was measured; null: nothing to measure it on", nullable=True),
+        _count("count", "how many pairs, prompts or bigrams it was measured on"),
+    ),
+)
+
+DRIFT = Table(
+    "drift",
+    "one statistic of one measure of a run, within its limits or not",
+    ("measure", "statistic"),
+    (
+        _text(
+            "measure",
+            "completion_tokens, score:SCORER; of kept pairs margin, chosen_score, rejected_score, "
+            "chosen_tokens, rejected_tokens; of prompts source, stratum, prompt_with_pair",
+        ),
+        _text(
+            "statistic",
+            "mean, sd (standard deviation); against the accepted run before: psi (population "
+            "stability index), ks (Kolmogorov-Smirnov distance)",
+            allowed=("mean", "sd", "psi", "ks"),
+        ),
+        _number("value", "what was measured; null: nothing to measure it on", nullable=True),
+        _number("minimum", "what it must be at least", nullable=True),
+        _number("maximum", "what it may be at most", nullable=True),
+        _flag("passed", "whether it keeps to its limits; null without any", nullable=True),
+        _count("rows", "values of this run looked at"),
+        _count("rows_before", "values of the run before looked at", nullable=True),
+        _text("run_before", "the accepted run of the same name before this one", nullable=True),
+    ),
+)
+
+PAIR_SIGNATURES = Table(
+    "pair_signatures",
+    "a kept pair's MinHash signature, where near-duplicate pairs are looked for",
+    ("pair_id",),
+    (
+        _text("pair_id", "the pair"),
+        Column("signature", pa.list_(pa.uint8()), "of its prompt and both completions, together"),
+    ),
+    references={"pair_id": "pairs.pair_id"},
+)
+
 EXPORT_FORMATS = (
     "trl_jsonl",
     "trl_parquet",
@@ -330,6 +462,10 @@ EXPORT_FORMATS = (
     "llama_factory_json",
     "llama_factory_info",
     "axolotl_jsonl",
+    "argilla_json",
+    "argilla_settings",
+    "hf_dataset",
+    "hf_dataset_card",
 )
 
 EXPORTS = Table(
@@ -384,7 +520,10 @@ TRAINING_METRICS = Table(
     (
         _text("round_id", "the round"),
         _count("step", "optimizer step, from 1", "steps"),
-        _text("metric", "TRL's name: loss, rewards/margins, logps/chosen ..."),
+        _text(
+            "metric",
+            "TRL's name (loss, rewards/margins, logps/chosen ...) or ours: docs/training.md",
+        ),
         _number("value", "in the metric's unit", nullable=True),
     ),
 )
@@ -395,8 +534,12 @@ EVALUATIONS = Table(
     ("round_id", "metric", "decoding", "stratum"),
     (
         _text("round_id", "the round"),
-        _text("metric", "success, score or completion_tokens"),
-        _text("decoding", "sampled or greedy", allowed=("sampled", "greedy")),
+        _text("metric", "success, score, win_rate ... (docs/evaluation.md)"),
+        _text(
+            "decoding",
+            "sampled, greedy, or read: texts that were given",
+            allowed=("sampled", "greedy", "read"),
+        ),
         _text("stratum", "all, or one stratum"),
         _count("prompts", "held-out prompts compared", "prompts"),
         _number("before", "mean over prompts"),
@@ -444,7 +587,11 @@ RUNS = Table(
     ("run_id",),
     (
         _text("run_id", "the flow's name and a hash of the resolved configuration and inputs"),
-        _text("flow", "refresh or dpo_round", allowed=("refresh", "dpo_round")),
+        _text(
+            "flow",
+            "refresh, dpo_round, or sweep: pairs of another run's judgments",
+            allowed=("refresh", "dpo_round", "sweep"),
+        ),
         _text("name", "from the configuration"),
         _count("round_index", "place in its series, from 1; 0 for a refresh"),
         _text("config", "the resolved configuration, as JSON"),
@@ -491,12 +638,18 @@ ARTIFACTS = Table(
 
 ROW_TABLES: tuple[Table, ...] = (
     PROMPTS,
+    DROPPED_PROMPTS,
     CANDIDATES,
     JUDGMENTS,
     SCORES,
     SCORER_HEALTH,
     PAIRS,
+    LABEL_NOISE,
+    NOISE_RATES,
     DECISIONS,
+    PAIR_SIGNATURES,
+    DRIFT,
+    PAIR_MEASURES,
     EXPORTS,
     EXPORT_ROWS,
     ROUNDS,

@@ -156,6 +156,29 @@ def require_columns(rows: pl.DataFrame) -> None:
         raise DataError(f"preference rows hold nulls: {nulls}", expected="no nulls")
 
 
+def require_weights(rows: pl.DataFrame, column: str) -> None:
+    """Pass when ``column`` gives every pair a weight above 0.
+
+    Raises:
+        DataError: otherwise.
+    """
+    if column not in rows.columns:
+        raise DataError(
+            f"weight_by names the column {column!r}",
+            expected="a number above 0 for each pair",
+            where=f"a frame with columns {rows.columns}",
+        )
+    weight = pl.col(column).cast(pl.Float64)
+    bad = rows.filter((weight.is_finite() & (weight > 0)).fill_null(value=False).not_())
+    if not bad.is_empty():
+        raise DataError(
+            f"{bad.height} of {rows.height} pairs have no {column} above 0, such as "
+            f"{', '.join(bad['pair_id'].head(EXAMPLES))}",
+            expected="a number above 0 for each pair",
+            remedy="estimate label noise in the run (docs/noise.md), or set weight_by to null",
+        )
+
+
 def prompt_keys(messages: pl.Series) -> pl.Series:
     """Return one text per conversation, equal when and only when roles and contents are.
 

@@ -6,19 +6,14 @@ log pi_ref(y_l|x))]) (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), or one of 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
-import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import pydantic
 
 from stages.chat_template import template_fingerprint
-from stages.configuration import Config
 from stages.content_ids import canonical_json, content_hash, weights_hash
 from stages.errors import ConfigError, MissingFileError, ModelError
 from trainer.checkpoints import forget_run, last_complete, run_folder
@@ -27,7 +22,10 @@ from trainer.data_checks import (
     check_preference_data,
     require_columns,
     require_trainable,
+    require_weights,
 )
+from trainer.heldout import split
+from trainer.isolation import isolated_torch, quiet
 from trainer.model_folder import (
     TrainingResult,
     publish,
@@ -35,104 +33,22 @@ from trainer.model_folder import (
     stored_dtypes,
     tokenizer_hashes,
 )
+from trainer.stopping import warnings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
+
+    from trainer.checks import CheckCallback
+    from trainer.dpo_settings import DPOTrainingConfig
 
 VERSION = 2
 """Raised when the same inputs would give other weights: checkpoints and results then differ."""
-
-LossType = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "robust",
-    "exo_pair",
-    "apo_zero",
-    "apo_down",
-    "nca_pair",
-    "sppo_hard",
-    "aot",
-    "discopop",
-]
-
-SMOOTHED_LOSSES = ("robust", "exo_pair", "aot")
-"""The losses that read label_smoothing; TRL ignores it in all others without a word."""
 
 REFERENCE_FOLDER = "reference-log-probs"
 """Beside the folder of checkpoints."""
 
 METRICS_SCHEMA = {"step": pl.Int64, "metric": pl.String, "value": pl.Float64}
-
-QUIETED_LOGGERS = ("accelerate", "datasets", "transformers", "trl")
-
-
-class DPOTrainingConfig(Config):
-    """How a policy is trained on preference pairs; defaults are those people start from."""
-
-    loss_type: LossType = "sigmoid"
-    """TRL's name. `ipo` and `robust` stand label noise better; `aot` sorts within a micro-batch."""
-    beta: Annotated[float, pydantic.Field(gt=0)] = 0.1
-    """Strength of the pull towards the reference; 0.05 to 0.5 is usual, `ipo` calls it tau."""
-    label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=0.5)] | Literal["estimated"] = 0.0
-    """Probability that a label is wrong; read by `robust`, `exo_pair` (1e-3, not 0) and `aot`.
-
-    `estimated`: the run's own estimate for the pairs trained on (docs/noise.md)."""
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-7
-    """Peak learning rate of AdamW."""
-    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """The learning rate's course after the warm-up."""
-    warmup_ratio: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.1
-    """Share of the steps with a rising learning rate, from 0: the first step changes nothing.
-
-    Not read when warmup_steps is set."""
-    warmup_steps: Annotated[int, pydantic.Field(ge=0)] | None = None
-    """Number of steps with a rising learning rate."""
-    epochs: Annotated[float, pydantic.Field(gt=0)] = 1.0
-    """Passes over the pairs; more than 3 overfit."""
-    batch_size: pydantic.PositiveInt = 16
-    """Pairs per optimizer step."""
-    gradient_accumulation_steps: pydantic.PositiveInt = 1
-    """Micro-batches that a batch is split into, to save memory; must divide batch_size."""
-    max_length_tokens: Annotated[int, pydantic.Field(ge=2)] = 1024
-    """Limit on prompt and completion together (or the model's context, where that is less).
-
-    Longer pairs are an error, never cut."""
-    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: Annotated[float, pydantic.Field(gt=0)] = 1.0
-    """Gradients are clipped to this norm."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast on CUDA and fp32 on a CPU; weights are fp32 always."""
-    gradient_checkpointing: bool | None = None
-    """Recompute activations to save memory; null is on with CUDA and off on a CPU."""
-    checkpoint_every_steps: pydantic.PositiveInt = 50
-    """Optimizer steps between checkpoints; the last two are kept until the training is done."""
-    fast_path: Literal["auto", "off"] = "auto"
-    """Compute a pair's prompt once and score completions only, where the model allows it; `off` is
-    TRL's own way. The same numbers up to rounding: docs/training.md."""
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
-    """Of the data order."""
-    threads: pydantic.PositiveInt | None = None
-    """Torch's CPU threads; null is torch's own choice. Another number gives other last bits."""
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> Self:
-        readers = ", ".join(SMOOTHED_LOSSES)
-        if self.label_smoothing and self.loss_type not in SMOOTHED_LOSSES:
-            raise ValueError(
-                f"label_smoothing {self.label_smoothing} would be ignored by loss_type "
-                f"{self.loss_type!r}: only {readers} read it; choose one of them or set it to 0"
-            )
-        if self.loss_type == "exo_pair" and not self.label_smoothing:
-            raise ValueError("loss_type 'exo_pair' needs label_smoothing above 0, such as 0.001")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps} does not divide "
-                f"batch_size {self.batch_size}"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -140,6 +56,7 @@ class _Run:
     """One training: what goes in, and the fingerprint of everything that decides the weights."""
 
     rows: pl.DataFrame
+    heldout: pl.DataFrame
     policy: Path
     reference: Path
     config: DPOTrainingConfig
@@ -158,6 +75,7 @@ def train_dpo(  # noqa: PLR0913, PLR0917
     checkpoints: Path,
     progress: Callable[[int, int], None] | None = None,
     heldout_prompts: frozenset[str] = frozenset(),
+    note: Callable[[str], None] | None = None,
 ) -> TrainingResult:
     """Return the policy trained on ``rows``, saved in ``output``.
 
@@ -177,6 +95,7 @@ def train_dpo(  # noqa: PLR0913, PLR0917
         progress: called with the pairs whose reference is computed and their number, then with the
             step and the number of steps.
         heldout_prompts: `data_checks.prompt_keys` of the prompts that must not be trained on.
+        note: called with a line of each step's metrics.
 
     Raises:
         MissingFileError: a model folder holds no model.
@@ -192,18 +111,25 @@ def train_dpo(  # noqa: PLR0913, PLR0917
             where="training.label_smoothing",
         )
     require_columns(rows)
-    rows = rows.select(ROW_COLUMNS).sort("pair_id", "chosen", "rejected")
+    if config.weight_by:
+        require_weights(rows, config.weight_by)
+    columns = [*ROW_COLUMNS, config.weight_by] if config.weight_by else ROW_COLUMNS
+    rows = rows.select(columns).sort("pair_id", "chosen", "rejected")
     run = _identify(rows, policy, reference, config)
     done = published(output, run.fingerprint)
     if done:
         forget_run(checkpoints, run.fingerprint)
         return done
-    with _quiet(), _isolated_torch(config.threads):
+    from trainer.out_of_memory import memory_explained
+
+    with quiet(), isolated_torch(config.threads):
         tokenizer = _prepare(run, heldout_prompts)
         with run_folder(checkpoints, run.fingerprint, run.identity) as folder:
-            trainer, path = _train(run, tokenizer, folder, progress)
+            with memory_explained(config):
+                trainer, facts = _train(run, tokenizer, folder, (progress, note))
             metrics = metrics_frame(trainer.state.log_history)
-            publish(output, trainer.model, tokenizer, metrics, _manifest(run, trainer, path))
+            manifest = {**_manifest(run, trainer), **facts}
+            publish(output, trainer.model, tokenizer, metrics, manifest)
     result = published(output, run.fingerprint)
     assert result is not None, "the result has just been published"
     return result
@@ -217,14 +143,22 @@ def _prepare(run: _Run, heldout_prompts: frozenset[str]) -> Any:
     tokenizer = _load_tokenizer(run.policy, run.reference)
     context = json.loads((run.policy / "config.json").read_text()).get("max_position_embeddings")
     limit = min(run.config.max_length_tokens, context or run.config.max_length_tokens)
-    require_trainable(check_preference_data(run.rows, tokenizer, limit, heldout_prompts))
+    for rows in (run.rows, run.heldout):
+        if not rows.is_empty():
+            require_trainable(check_preference_data(rows, tokenizer, limit, heldout_prompts))
     return tokenizer
 
 
 def _train(
-    run: _Run, tokenizer: Any, folder: Path, progress: Callable[[int, int], None] | None
-) -> tuple[Any, str]:
-    """Return TRL's trainer after the last step, its checkpoints in ``folder``, and its path."""
+    run: _Run,
+    tokenizer: Any,
+    folder: Path,
+    watching: tuple[Callable[[int, int], None] | None, Callable[[str], None] | None],
+) -> tuple[Any, dict[str, Any]]:
+    """Return TRL's trainer with the resulting policy, and what the manifest says of the way there.
+
+    ``folder`` holds the checkpoints.
+    """
     from trainer.trl_trainer import (
         RunCallback,
         build_trainer,
@@ -235,8 +169,10 @@ def _train(
 
     models = (_load_model(run.policy), _load_model(run.reference))
     use_cache = models[0].config.use_cache
-    callback = RunCallback(folder, progress)
-    trainer = build_trainer(models, tokenizer, run.rows, run.config, callback)
+    progress, _ = watching
+    callback = RunCallback(folder, *watching)
+    heldout = None if run.heldout.is_empty() else run.heldout
+    trainer = build_trainer(models, tokenizer, run.rows, run.config, callback, heldout)
     del models
     reason: str | None = "fast_path is off"
     undo = _nothing
@@ -244,22 +180,62 @@ def _train(
         reason, undo = share_prompts_in(trainer)
     path = "shared prompts" if reason is None else f"TRL's own: {reason}"
     identity = {"reference": run.reference_weights_hash, "path": path}
+    checks = _checks(run, trainer)
     cache_reference(trainer, folder.parent.parent / REFERENCE_FOLDER, identity, progress)
     if run.base_weights_hash == run.reference_weights_hash:
         require_zero_margins(trainer)
     checkpoint = last_complete(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     undo()
+    facts = {"computation": path, "steps": trainer.state.global_step, "stopped": checks.stopped}
+    if checks.stopped:
+        facts["steps"] = _last_that_passed(trainer, folder, checks.stopped)
+    facts["warnings"] = warnings_of(trainer.state.log_history, run.config.stopping)
     # The trainer turned the cache off; a saved model must generate as fast as the base.
     trainer.model.config.use_cache = use_cache
-    return trainer, path
+    return trainer, facts
+
+
+def _checks(run: _Run, trainer: Any) -> CheckCallback:
+    """Return what measures ``trainer`` and ends it early, once it is told of each step."""
+    from trainer.checks import CheckCallback
+    from trainer.heldout import HeldoutPairs
+    from trainer.kl import KLEstimator
+
+    def load(folder: Path) -> Callable[[], Any]:
+        return lambda: _load_model(folder)
+
+    loaders = load(run.policy), load(run.reference)
+    kl = KLEstimator(trainer, loaders, run.config) if run.config.stopping.kl_samples else None
+    heldout = HeldoutPairs(trainer, trainer.eval_dataset) if trainer.eval_dataset else None
+    checks = CheckCallback(trainer, run.config, kl, heldout)
+    trainer.add_callback(checks)
+    return checks
+
+
+def _last_that_passed(trainer: Any, folder: Path, stopped: dict[str, Any]) -> int:
+    """Give ``trainer`` the policy of the last check that passed; return its step.
+
+    Raises:
+        ModelError: the first check failed.
+    """
+    checkpoint = last_complete(folder)
+    if checkpoint is None:
+        raise ModelError(
+            f"training ended at its first check, step {stopped['step']}: {stopped['reason']}",
+            expected="a first check that passes",
+            where="training.stopping",
+            remedy="lower learning_rate or checkpoint_every_steps, raise beta or the limit",
+        )
+    trainer.model = _load_model(checkpoint)
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _nothing() -> None:
     """Undo nothing."""
 
 
-def _manifest(run: _Run, trainer: Any, path: str) -> dict[str, Any]:
+def _manifest(run: _Run, trainer: Any) -> dict[str, Any]:
     """Return what the model's folder says about its making.
 
     Weights are saved as fp32, as trained, whatever the base was stored as: a step at a learning
@@ -276,10 +252,9 @@ def _manifest(run: _Run, trainer: Any, path: str) -> dict[str, Any]:
         "reference_weights_hash": run.reference_weights_hash,
         "base_dtypes": stored_dtypes(run.policy),
         "pairs": run.rows.height,
+        "heldout_pairs": run.heldout.height,
         "pair_ids_sha256": hashlib.sha256("\n".join(run.rows["pair_id"]).encode()).hexdigest(),
         "data_sha256": run.identity["data_sha256"],
-        "steps": trainer.state.global_step,
-        "computation": path,
         "template_fingerprint": template_fingerprint(trainer.processing_class),
         "device": trainer.args.device.type,
         "autocast": "bf16" if trainer.args.bf16 else "none",
@@ -288,7 +263,7 @@ def _manifest(run: _Run, trainer: Any, path: str) -> dict[str, Any]:
 
 
 def metrics_frame(log_history: list[dict[str, Any]]) -> pl.DataFrame:
-    """Return step, metric, value of every training step; the final summary holds timings: not."""
+    """Return step, metric, value of every training step, without the final summary."""
     values = [
         (entry["step"], metric, float(value))
         for entry in log_history
@@ -318,8 +293,10 @@ def _identify(rows: pl.DataFrame, policy: Path, reference: Path, config: DPOTrai
         "pairs": rows.height,
         "data_sha256": _data_sha256(rows),
     }
+    trained, heldout = split(rows, config.stopping.heldout_share, config.seed)
     return _Run(
-        rows=rows,
+        rows=trained,
+        heldout=heldout,
         policy=policy,
         reference=reference,
         config=config,
@@ -383,49 +360,3 @@ def _load_model(folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the model cannot be loaded: {error}", where=str(folder)) from None
-
-
-@contextlib.contextmanager
-def _isolated_torch(threads: int | None) -> Iterator[None]:
-    """Train with ``threads`` threads; leave threads and random states as they were."""
-    import random
-
-    import numpy as np
-    import torch
-
-    threads_before = torch.get_num_threads()
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            if threads:
-                torch.set_num_threads(threads)
-            yield
-    finally:
-        torch.set_num_threads(threads_before)
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence progress bars, log lines and warnings of the training libraries."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    levels = {name: logging.getLogger(name).level for name in QUIETED_LOGGERS}
-    bars = transformers_logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
-    for name in QUIETED_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        if bars[0]:
-            transformers_logging.enable_progress_bar()
-        if bars[1]:
-            datasets.enable_progress_bars()

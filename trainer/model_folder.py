@@ -14,12 +14,14 @@ import polars as pl
 from stages.content_ids import file_sha256, weights_hash
 from stages.errors import WorkspaceError
 from trainer.checkpoints import flush, write_json
+from trainer.model_card import model_card
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST = "manifest.json"
 METRICS = "training_metrics.parquet"
+CARD = "README.md"
 LIBRARIES = ("accelerate", "datasets", "safetensors", "tokenizers", "torch", "transformers", "trl")
 
 
@@ -28,7 +30,7 @@ class TrainingResult:
     """A trained policy and how it came about."""
 
     model_path: Path
-    """The model's folder: safetensors, tokenizer with chat template, manifest.json."""
+    """The model's folder: safetensors, tokenizer with chat template, manifest.json, a card."""
     weights_hash: str
     """Of the trained policy, as `stages.content_ids.weights_hash` names it."""
     reference_weights_hash: str
@@ -36,9 +38,10 @@ class TrainingResult:
     base_weights_hash: str
     """Of the policy before training."""
     metrics: pl.DataFrame
-    """step (int64, from 1), metric (TRL's name), value; no timings, so equal runs are equal."""
+    """step (int64, from 1), metric (TRL's name or ours), value; equal in equal trainings but for
+    `step_metrics.SPEEDS`. Reaches beyond ``steps`` where a check failed."""
     steps: int
-    """Optimizer steps."""
+    """Optimizer steps that made the policy."""
     pairs: int
     """Pairs trained on."""
 
@@ -78,7 +81,7 @@ def published(output: Path, fingerprint: str) -> TrainingResult | None:
 def publish(
     output: Path, model: Any, tokenizer: Any, metrics: pl.DataFrame, manifest: dict[str, Any]
 ) -> None:
-    """Save model, tokenizer, metrics and manifest in ``output``: all of them or nothing.
+    """Save model, tokenizer, metrics, manifest and card in ``output``: all of them or nothing.
 
     Not by TRL's ``save_model``: it adds ``training_args.bin``, whose bytes depend on the paths of
     the run and would become part of the weights hash.
@@ -89,15 +92,14 @@ def publish(
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     metrics.write_parquet(partial / METRICS)
-    write_json(
-        partial / MANIFEST,
-        {
-            **manifest,
-            "weights_hash": weights_hash(partial),
-            "saved_dtypes": stored_dtypes(partial),
-            "versions": library_versions(),
-        },
-    )
+    manifest = {
+        **manifest,
+        "weights_hash": weights_hash(partial),
+        "saved_dtypes": stored_dtypes(partial),
+        "versions": library_versions(),
+    }
+    write_json(partial / MANIFEST, manifest)
+    (partial / CARD).write_text(model_card(manifest, metrics), encoding="utf-8")
     for path in partial.iterdir():
         flush(path)
     partial.rename(output)

@@ -6,14 +6,18 @@ Imports torch and trl at once: import this module inside the function that needs
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from stages.errors import ConfigError, ModelError
 from trainer.checkpoints import last_complete, mark_complete
+from trainer.losses import trl_loss_settings
+from trainer.step_metrics import Pairs, pairs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from trainer.dpo import DPOTrainingConfig
+    from trainer.dpo_settings import DPOTrainingConfig
 
 MAXIMUM_INITIAL_LOG_RATIO_NATS = 1e-4
 """How far log pi(y|x) of two models with equal weights may lie apart, summed over a completion."""
@@ -31,21 +35,82 @@ SHARED_TOLERANCE, SHARED_TOLERANCE_BF16 = 1e-4, 2e-2
 
 
 class PrivateDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer without telemetry and without model cards in the checkpoint folder."""
+    """TRL's DPOTrainer without telemetry and without model cards in the checkpoint folder.
+
+    It also keeps what the step's pairs say, and weighs the gradients of weighted pairs.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        """Begin with nobody asking for the step's pairs."""
+        super().__init__(**arguments)
+        self.step_pairs: list[Pairs] | None = None
+        """What a step's micro-batches say, for whom empties it after each step; None for nobody."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """Return TRL's loss.
+
+        A pair's loss depends on no other pair's log-probabilities, so the gradient with respect to
+        its rows times its weight is that of the weighted loss, whatever the loss is.
+        """
+        weights, inputs = inputs.get("weight"), _without_weight(inputs)
+        outputs: list[Any] = []
+
+        def recorded(**arguments: Any) -> Any:
+            outputs.append(model(**arguments))
+            return outputs[-1]
+
+        loss = super()._compute_loss(recorded, inputs, return_outputs)
+        log_probs = outputs[0].log_probs
+        if weights is not None and log_probs.requires_grad:
+            log_probs.register_hook(lambda gradient: gradient * weights.repeat(2)[:, None])
+        if self.model.training and self.step_pairs is not None:
+            self.step_pairs.append(pairs_of(log_probs, inputs, self.ld_alpha))
+        return loss
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """Return the summed log-probabilities of chosen and rejected, (pairs,) each."""
+        return super().compute_ref_log_probs(model, _without_weight(inputs))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "weight" not in self._signature_columns:
+            self._signature_columns.append("weight")
 
     def _send_telemetry(self) -> None:
         """TRL reports each trainer to Hugging Face; training on preferences is private."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """TRL writes a README.md at every checkpoint; the manifest takes its place."""
+        """TRL writes a README.md at every checkpoint; ours comes with the result."""
+
+
+def _without_weight(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "weight"}
+
+
+class WeighingCollator(DataCollatorForPreference):  # type: ignore[misc]
+    """TRL's collator, which also hands on the pairs' weights where there are any."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch, `weight` (pairs,) in it."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        if "weight" in examples[0]:
+            batch["weight"] = torch.tensor([example["weight"] for example in examples])
+        return batch
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Reports progress, marks whole checkpoints, restores TRL's token count, stops at NaN."""
 
-    def __init__(self, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        progress: Callable[[int, int], None] | None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        """Watch the training in ``folder``: ``note`` is given each step's metrics as one line."""
         self.folder = folder
         self.progress = progress
+        self.note = note
         self.trainer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -72,6 +137,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Stop at the first step whose loss or gradient is not a number, before it is saved."""
         del args, control
+        if self.note and "loss" in (logs or {}):
+            self.note(metrics_line(state.log_history))
         bad = {
             name: value
             for name, value in (logs or {}).items()
@@ -88,14 +155,28 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             )
 
 
+def metrics_line(history: list[dict[str, Any]]) -> str:
+    """Return the last step's loss, margin and accuracy, and the last KL measured, as one line."""
+    last = history[-1]
+    line = (
+        f"loss {last['loss']:.3f}  margin {last['rewards/margins']:+.2f}  "
+        f"accuracy {last['rewards/accuracies']:.0%}"
+    )
+    kl = next((entry["kl"] for entry in reversed(history) if "kl" in entry), None)
+    return line if kl is None else f"{line}  KL {kl:.2f}"
+
+
 def build_trainer(
     models: tuple[Any, Any],
     tokenizer: Any,
     rows: pl.DataFrame,
     config: DPOTrainingConfig,
     callback: RunCallback,
+    heldout: pl.DataFrame | None = None,
 ) -> Any:
     """Return the trainer of the (policy, reference) in ``models``; the callback has its folder.
+
+    ``heldout`` pairs, tokenised in the same way, are its `eval_dataset`.
 
     Raises:
         ModelError: TRL kept fewer pairs than it was given.
@@ -106,6 +187,7 @@ def build_trainer(
         ref_model=reference,
         args=trl_arguments(config, callback.folder),
         train_dataset=conversational_dataset(rows),
+        eval_dataset=None if heldout is None else conversational_dataset(heldout),
         processing_class=tokenizer,
         callbacks=[callback],
     )
@@ -119,6 +201,12 @@ def build_trainer(
             expected="every pair",
             remedy="raise max_length_tokens or drop the long prompts",
         )
+    if config.weight_by:
+        weights = rows[config.weight_by] / rows[config.weight_by].mean()
+        trainer.train_dataset = trainer.train_dataset.add_column("weight", weights.to_list())
+        collator = trainer.data_collator
+        of_trl = {field.name: getattr(collator, field.name) for field in fields(collator)}
+        trainer.data_collator = WeighingCollator(**of_trl)
     return trainer
 
 
@@ -151,9 +239,7 @@ def trl_arguments(config: DPOTrainingConfig, folder: Path) -> DPOConfig:
     checkpointing = config.gradient_checkpointing
     return DPOConfig(
         output_dir=str(folder),
-        beta=config.beta,
-        loss_type=[config.loss_type],
-        label_smoothing=config.label_smoothing,
+        **trl_loss_settings(config),
         max_length=config.max_length_tokens,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,

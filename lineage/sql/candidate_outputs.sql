@@ -10,6 +10,7 @@
 --   judge_keys: stage_keys of these candidates' judgments, one per scorer
 --   score_key: stage_key of their scores
 --   pair_key: stage_key of the pairs made of them; null for an evaluation
+--   noise_key: stage_key of those pairs' label noise
 --   filter_key: stage_key of the decisions on those pairs
 --   export_key: stage_key of their exports
 CREATE VIEW candidate_outputs AS
@@ -25,6 +26,7 @@ SELECT
     CASE WHEN s.stage = 'generate' THEN k.judge_keys ELSE [s.stage_key] END AS judge_keys,
     CASE WHEN s.stage = 'generate' THEN k.score_key ELSE s.stage_key END AS score_key,
     CASE WHEN s.stage = 'generate' THEN k.pair_key END AS pair_key,
+    CASE WHEN s.stage = 'generate' THEN k.noise_key END AS noise_key,
     CASE WHEN s.stage = 'generate' THEN k.filter_key END AS filter_key,
     CASE WHEN s.stage = 'generate' THEN k.export_key END AS export_key
 FROM stage_runs AS s

@@ -11,7 +11,7 @@
 --   chosen_score: in the scorer's unit
 --   rejected_score: in the scorer's unit
 --   margin: chosen_score - rejected_score
---   confidence: probability that the label is right, where known
+--   confidence: probability that the label is right (label_noise), where known
 --   chosen_tokens: length of the chosen completion
 --   rejected_tokens: length of the rejected completion
 --   length_gap: chosen_tokens - rejected_tokens
@@ -32,7 +32,7 @@ SELECT
     pairs.chosen_score,
     pairs.rejected_score,
     pairs.margin,
-    pairs.confidence,
+    1 - noise.probability_wrong AS confidence,
     pairs.chosen_tokens,
     pairs.rejected_tokens,
     pairs.chosen_tokens - pairs.rejected_tokens AS length_gap,
@@ -44,5 +44,7 @@ FROM run_stages AS k
 INNER JOIN pairs ON pairs.stage_key = k.pair_key
 LEFT JOIN prompts
     ON prompts.stage_key = k.prompts_key AND prompts.prompt_id = pairs.prompt_id
+LEFT JOIN label_noise AS noise
+    ON noise.stage_key = k.noise_key AND noise.pair_id = pairs.pair_id
 LEFT JOIN dropped_pairs AS d ON d.stage_key = k.filter_key AND d.pair_id = pairs.pair_id
 LEFT JOIN exported_pairs AS e ON e.stage_key = k.export_key AND e.pair_id = pairs.pair_id;

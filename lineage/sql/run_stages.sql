@@ -6,6 +6,7 @@
 --   judge_keys: stage_keys of its judgments, one per scorer; empty before the first
 --   score_key: stage_key of its scores
 --   pair_key: stage_key of its pairs
+--   noise_key: stage_key of its label noise; null where nothing could tell of it
 --   filter_key: stage_key of its decisions
 --   export_key: stage_key of its exports
 CREATE VIEW run_stages AS
@@ -18,6 +19,7 @@ SELECT
     ) AS judge_keys,
     max(stage_key) FILTER (WHERE stage = 'score') AS score_key,
     max(stage_key) FILTER (WHERE stage = 'pair') AS pair_key,
+    max(stage_key) FILTER (WHERE stage = 'noise') AS noise_key,
     max(stage_key) FILTER (WHERE stage = 'filter') AS filter_key,
     max(stage_key) FILTER (WHERE stage = 'export') AS export_key
 FROM stage_runs

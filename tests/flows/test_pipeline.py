@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from lineage.workspace import Workspace
-from stages.tables import ROW_TABLES
+from stages.tables import LABEL_NOISE, NOISE_RATES, PAIR_MEASURES, PAIR_SIGNATURES, ROW_TABLES
 
-STAGES = 13
+STAGES = 15
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,10 @@ def summary(workspace: Path) -> dict:
 def test_a_round_makes_every_table_and_says_where(workspace):
     (run,) = summary(workspace)["runs"]
     assert run["status"] == "completed"
-    for schema in ROW_TABLES:
+    # Label noise has no rows: one scorer, rules, and nothing that could tell of its errors.
+    # Not estimated, not looked for, and a sweep's
+    absent = (LABEL_NOISE, NOISE_RATES, PAIR_SIGNATURES, PAIR_MEASURES)
+    for schema in [table for table in ROW_TABLES if table not in absent]:
         assert list((workspace / "store" / schema.name).glob("*/*.parquet")), schema.name
     counts = {(r["step"], r["split"]): r["rows"] for r in run["funnel"]}
     assert counts["prompts", "train"] == counts["prompts", "heldout"] == 20
@@ -53,6 +56,8 @@ def test_a_round_makes_every_table_and_says_where(workspace):
     assert {(e["metric"], e["decoding"]) for e in run["evaluations"]} >= {
         ("success", "sampled"),
         ("success", "greedy"),
+        ("length_controlled_win_rate", "sampled"),
+        ("kl_nats", "sampled"),
     }
 
 
@@ -141,12 +146,30 @@ def test_train_uses_a_stored_run(workspace, run_cli, small_config):
     assert set((workspace / "store" / "pairs").rglob("*.parquet")) == before
 
 
-def test_a_second_round_starts_from_the_promoted_policy(workspace, run_cli, small_config):
-    certain = small_config("certain.yaml", gate={"minimum_lower_bound": -1.0})
-    code, out, err = run_cli("rounds", "-c", certain, "--rounds", 2, "-w", workspace, "--json")
+def test_a_second_round_starts_from_the_policy_promoted_by_force(
+    workspace, run_cli, small_config, tmp_path
+):
+    texts = tmp_path / "texts.jsonl"
+    turns = [{"role": "user", "content": "Add 1 + 2."}, {"role": "assistant", "content": "3."}]
+    texts.write_text(json.dumps({"messages": turns}))
+    strict = small_config(
+        "strict.yaml",
+        gate={"minimum_win_rate": 1.0, "maximum_text_loss_growth_nats": 0.0},
+        evaluation={"texts": str(texts)},
+    )
+    code, out, err = run_cli(
+        "rounds", "-c", strict, "--rounds", 2, "-w", workspace, "--json", "--force"
+    )
     assert code == 0, err
     first, second = json.loads(out)["runs"]
     assert first["round"]["promoted"]
+    held = [gate["criterion"] for gate in first["gates"] if not gate["passed"]]
+    assert "length_controlled_win_rate/sampled lower bound" in held
+    assert held[-1] == "not met, overruled by force"
+    asked = {gate["criterion"]: gate["value"] for gate in first["gates"]}
+    (read,) = [row for row in first["evaluations"] if row["decoding"] == "read"]
+    assert read["difference"] == asked["text_nats_per_token growth"] != 0
+    assert "Promoted by force" in Path(first["report"]).read_text()
     assert second["round"]["base_weights_hash"] == first["round"]["result_weights_hash"]
     prompts = {run["run_id"]: set(run_prompts(workspace, run["run_id"])) for run in (first, second)}
     assert prompts[first["run_id"]].isdisjoint(prompts[second["run_id"]])

@@ -71,22 +71,28 @@ def score(candidate_name, prompt, value, count=1):
 def pair(name, prompt, chosen, rejected, *, scores, lengths):
     return (
         f"pair_{name}", f"prompt_{prompt}", f"candidate_{chosen}", f"candidate_{rejected}",
-        "best_vs_worst", "rule", *scores, scores[0] - scores[1],
-        None, *lengths,
+        "best_vs_worst", "rule", *scores, scores[0] - scores[1], *lengths,
     )  # fmt: skip
 
 
 def prompt(name, split, text, stratum="add"):
     return (f"prompt_{name}", [{"role": "user", "content": text}], "bundled", stratum, split,
-            "rule", "{}", None)  # fmt: skip
+            "rule", "{}", None, None)  # fmt: skip
 
 
+SAID = [{"role": "user", "content": "6*7?"}]
 PROMPTS = frame(
     "prompts",
     prompt("p1", "train", "1+1?"),
     prompt("p2", "train", "2+2?"),
     prompt("p3", "train", "3+3?", "sub"),
     prompt("h1", "heldout", "9+9?"),
+)
+DROPPED_PROMPTS = frame(
+    "dropped_prompts",
+    ("prompt_d1", SAID, "web", "near_duplicate", "prompt_p1", None, None),
+    ("prompt_d2", SAID, "web", "near_duplicate", "prompt_p2", None, None),
+    ("prompt_d3", SAID, "web", "contaminated", None, "school", "6 7"),
 )
 CANDIDATES = frame(
     "candidates",
@@ -186,7 +192,10 @@ SHARED = {"prompts": "k0", "generate": "k1", "judge:rule": "j1", "score": "k2", 
 def write_run_a(workspace):
     write_run(workspace, RUN_A)
     prompts = write_stage(
-        workspace, "prompts", "k0", {"prompts": PROMPTS, "validations": VALIDATIONS}
+        workspace,
+        "prompts",
+        "k0",
+        {"prompts": PROMPTS, "dropped_prompts": DROPPED_PROMPTS, "validations": VALIDATIONS},
     )
     made = write_stage(
         workspace, "generate", "k1", {"candidates": [CANDIDATES[:5], CANDIDATES[5:]]}, prompts[:1]

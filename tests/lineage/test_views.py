@@ -137,6 +137,42 @@ def test_a_drop_is_attributed_to_the_first_filter_in_order(published):
     ]
 
 
+def test_prompts_passed_over_are_counted_by_source_and_reason(published):
+    found = rows(published, "FROM prompt_drops WHERE run_id = ?", RUN_A.run_id)
+    assert found == [
+        (RUN_A.run_id, "web", "contaminated", "school", 1),
+        (RUN_A.run_id, "web", "near_duplicate", None, 2),
+    ]
+
+
+def test_the_filter_funnel_has_every_filter_and_adds_up(published):
+    found = rows(
+        published,
+        'SELECT split, filter, reason, "limit", pairs_in, first_drops, pairs_out, rulings, '
+        "only_drops, unmeasured FROM filter_funnel WHERE run_id = ? ORDER BY split, position",
+        "refresh_a1",
+    )
+    margin, ratio = "margin_below_minimum", "length_ratio_above_maximum"
+    assert found == [
+        ("heldout", "margin", None, 0.4, 1, 0, 1, 0, 0, 0),
+        ("heldout", "length_ratio", ratio, 0.9, 1, 1, 0, 1, 1, 0),
+        ("train", "margin", margin, 0.4, 2, 1, 1, 1, 0, 0),
+        ("train", "length_ratio", ratio, 0.9, 1, 0, 1, 1, 0, 0),
+    ]
+    kept = rows(
+        published,
+        "SELECT run_id, split, arg_max(pairs_out, position) FROM filter_funnel GROUP BY ALL",
+    )
+    funnel = rows(published, "SELECT run_id, split, rows FROM funnel WHERE step = 'kept'")
+    assert sorted(kept) == sorted(funnel)
+
+
+def test_filters_overlap_where_both_drop(published):
+    overlaps = "SELECT run_id, filter, other, pairs, share_of_filter, share_of_other FROM "
+    found = rows(published, overlaps + "filter_overlap")
+    assert found == [("refresh_a1", "margin", "length_ratio", 1, 1.0, 0.5)]
+
+
 def test_pair_quality_has_a_row_per_run_and_pair(published):
     found = rows(
         published,

@@ -9,21 +9,21 @@ import polars as pl
 import pytest
 
 from stages.export import preference_rows
-from stages.filtering import FilteringConfig, filter_pairs
+from stages.filter_settings import FilteringConfig
+from stages.filtering import filter_pairs
 from stages.generation import (
     Answer,
-    GenerationConfig,
     SampledCompletion,
-    TransformersGenerator,
     candidates_of,
     gold_candidates,
     plan_parts,
     requests_of,
-    sampling_of,
 )
+from stages.generation_settings import GenerationConfig, TransformersGenerator, sampling_of
 from stages.gold import GoldConfig
 from stages.pairing import PairingConfig, pair
-from stages.prompt_sampling import BundledSource, PromptSamplingConfig, sample
+from stages.prompt_sampling import PromptSamplingConfig, sample
+from stages.prompt_sources import BundledSource
 from stages.scoring import RulesScorer, ScoringConfig, judge_by_rules, scores
 from stages.task_families import demonstrate
 from tests.stages.rows import shuffled
@@ -33,7 +33,7 @@ BEST = 5
 
 PROMPTS = sample(
     PromptSamplingConfig(sources=(BundledSource(train=60, heldout=20),), gold=GoldConfig(share=0.1))
-)
+).prompts
 FACTS = {
     row["messages"][-1]["content"]: (row["verifier"], json.loads(row["ground_truth"]))
     for row in PROMPTS.iter_rows(named=True)

@@ -9,8 +9,8 @@ import pytest
 from flows.configuration import PipelineConfig, load_config, resolve
 from stages.configuration import OPERATIONAL, Config
 from stages.errors import ConfigError
-from stages.filtering import FilteringConfig
-from stages.generation import GenerationConfig
+from stages.filter_settings import FilteringConfig
+from stages.generation_settings import GenerationConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -41,7 +41,7 @@ def generators(*items):
         # In a union, only the keys of the chosen kind are proposed; its tag is no part of the path.
         (
             sources({"kind": "file", "name": "a", "path": "p", "paht": "q"}),
-            "unknown key 'prompts.sources[0].paht'; nearest known: path",
+            "unknown key 'prompts.sources[0].paht'; nearest known: path, weight",
         ),
         (
             sources({"kind": "bundled"}, {"kind": "bundled", "trian": 3}),
@@ -98,8 +98,8 @@ def generators(*items):
             {"export": {"formats": ["trl_jsonl", "csv"]}},
             (
                 "export.formats[1]: Input should be 'trl_jsonl', 'trl_parquet', "
-                "'trl_unpaired_jsonl', 'openai_jsonl', 'llama_factory_json' or 'axolotl_jsonl' "
-                "(found 'csv')"
+                "'trl_unpaired_jsonl', 'openai_jsonl', 'llama_factory_json', 'axolotl_jsonl', "
+                "'argilla_json' or 'hf_dataset' (found 'csv')"
             ),
         ),
         (

@@ -391,7 +391,7 @@ def test_a_votes_file_with_other_columns_is_refused(tmp_path, text, said):
     with pytest.raises(DataError) as caught:
         read_votes(voted(tmp_path, text))
     assert said in str(caught.value)
-    assert "votes.csv, row 1" in caught.value.where
+    assert "votes.csv, line 2" in caught.value.where
 
 
 PAIRWISE = """candidate_id,other_candidate_id,score,voter

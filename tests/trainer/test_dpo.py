@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from stages.content_ids import file_sha256, weights_hash
 from stages.errors import ConfigError, DataError, MissingFileError, ModelError, WorkspaceError
 from trainer import dpo
 from trainer.checkpoints import is_complete, last_complete
-from trainer.dpo import DPOTrainingConfig, metrics_frame, train_dpo
+from trainer.dpo import metrics_frame, train_dpo
+from trainer.dpo_settings import SMOOTHED_LOSSES, DPOTrainingConfig, LossType
+from trainer.step_metrics import SPEEDS
+from trainer.stopping import StoppingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,10 +28,11 @@ QUICK = DPOTrainingConfig(
     epochs=2,
     max_length_tokens=64,
     checkpoint_every_steps=3,
+    stopping=StoppingConfig(kl_samples=2, kl_max_new_tokens=3),
     threads=1,
     seed=3,
 )
-"""8 steps on the 16 pairs; the second epoch starts at step 5."""
+"""8 steps on the 16 pairs, checks at 3, 6 and 8; the second epoch starts at step 5."""
 
 
 class Killed(BaseException):
@@ -47,6 +52,10 @@ def values(result, metric):
     return result.metrics.filter(pl.col("metric") == metric).sort("step")["value"].to_list()
 
 
+def repeatable(result):
+    return result.metrics.filter(~pl.col("metric").is_in(SPEEDS))
+
+
 def same_weights(a, b):
     names = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json")
     return all(file_sha256(a / name) == file_sha256(b / name) for name in names)
@@ -60,7 +69,7 @@ def test_result_names_its_weights_pairs_and_steps(uninterrupted, model_folder):
     assert (uninterrupted.steps, uninterrupted.pairs) == (8, 16)
 
 
-def test_metrics_are_one_row_per_step_and_metric_without_timings(uninterrupted):
+def test_metrics_are_one_row_per_step_and_metric(uninterrupted):
     assert uninterrupted.metrics.schema == {
         "step": pl.Int64,
         "metric": pl.String,
@@ -82,9 +91,19 @@ def test_metrics_are_one_row_per_step_and_metric_without_timings(uninterrupted):
         "rewards/margins",
         "rewards/rejected",
         "epoch",
+        "kl",
+        "drift/chosen",
+        "drift/rejected",
+        "completion_tokens/chosen",
+        "completion_tokens/rejected",
+        "length_margin_correlation",
+        *SPEEDS,
     }
     assert values(uninterrupted, "loss")[0] == pytest.approx(math.log(2), abs=1e-6)
-    assert uninterrupted.metrics.group_by("metric").len()["len"].unique().to_list() == [8]
+    counts = dict(uninterrupted.metrics.group_by("metric").len().iter_rows())
+    assert counts.pop("kl") == 3, "at the checks"
+    assert counts.pop("length_margin_correlation") == 6, "the first step changes nothing"
+    assert set(counts.values()) == {8}
 
 
 def test_the_policy_learns_a_clear_preference(uninterrupted):
@@ -123,6 +142,19 @@ def test_manifest_says_how_the_model_was_made(uninterrupted):
     assert manifest["versions"]["trl"].startswith("1.")
 
 
+def test_the_card_has_a_header_the_hashes_and_the_course(uninterrupted, model_folder):
+    import yaml
+
+    card = (uninterrupted.model_path / "README.md").read_text()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["library_name"] == "transformers"
+    assert "dpo" in header["tags"]
+    assert f"| weights | `{uninterrupted.weights_hash}` |" in card
+    assert f"| reference weights | `{weights_hash(model_folder)}` |" in card
+    assert "| pairs trained on | 16 |" in card
+    assert f"| loss | 0.693 | {values(uninterrupted, 'loss')[-1]:.3g} |" in card
+
+
 def test_a_half_precision_base_is_trained_and_saved_in_full(
     clear_pairs, half_model_folder, tmp_path
 ):
@@ -141,7 +173,7 @@ def test_equal_runs_give_equal_bytes_whatever_the_row_order(
     again = run(shuffled, model_folder, tmp_path)
     assert same_weights(again.model_path, uninterrupted.model_path)
     assert again.weights_hash == uninterrupted.weights_hash
-    assert again.metrics.equals(uninterrupted.metrics)
+    assert repeatable(again).equals(repeatable(uninterrupted))
 
 
 def test_another_seed_gives_other_weights(clear_pairs, model_folder, uninterrupted, tmp_path):
@@ -153,7 +185,8 @@ KILLED_TRAINING = """
 import os, signal, sys
 from pathlib import Path
 import polars as pl
-from trainer.dpo import DPOTrainingConfig, train_dpo
+from trainer.dpo import train_dpo
+from trainer.dpo_settings import DPOTrainingConfig
 rows, model, folder, config, kill_at = sys.argv[1:]
 def progress(step, total):
     if step == int(kill_at):
@@ -186,7 +219,7 @@ def test_training_killed_and_resumed_has_the_same_bits(
     assert steps == [(3, 8), (4, 8), (5, 8), (6, 8), (7, 8), (8, 8)]
     assert same_weights(resumed.model_path, uninterrupted.model_path)
     assert resumed.weights_hash == uninterrupted.weights_hash
-    assert resumed.metrics.equals(uninterrupted.metrics)
+    assert repeatable(resumed).equals(repeatable(uninterrupted))
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 7, 8])
@@ -201,7 +234,7 @@ def test_stopped_at_any_step_and_resumed_has_the_same_bits(
         run(clear_pairs, model_folder, tmp_path, progress=progress)
     resumed = run(clear_pairs, model_folder, tmp_path)
     assert resumed.weights_hash == uninterrupted.weights_hash
-    assert resumed.metrics.equals(uninterrupted.metrics)
+    assert repeatable(resumed).equals(repeatable(uninterrupted))
 
 
 def test_resume_is_exact_with_accumulation_and_an_uneven_last_batch(
@@ -221,7 +254,7 @@ def test_resume_is_exact_with_accumulation_and_an_uneven_last_batch(
         run(rows, model_folder, tmp_path / "cut", config, progress=progress)
     resumed = run(rows, model_folder, tmp_path / "cut", config)
     assert resumed.weights_hash == whole.weights_hash
-    assert resumed.metrics.equals(whole.metrics)
+    assert repeatable(resumed).equals(repeatable(whole))
 
 
 def stop_at(step_to_stop):
@@ -251,7 +284,7 @@ def test_a_checkpoint_cut_off_while_saving_is_passed_over(
     (folder / "checkpoint-7" / "model.safetensors").write_bytes(b"")
     resumed = run(clear_pairs, model_folder, tmp_path)
     assert resumed.weights_hash == uninterrupted.weights_hash
-    assert resumed.metrics.equals(uninterrupted.metrics)
+    assert repeatable(resumed).equals(repeatable(uninterrupted))
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(clear_pairs, model_folder, tmp_path):
@@ -285,7 +318,7 @@ def test_a_finished_training_is_not_repeated(clear_pairs, model_folder, uninterr
 
     again = run(clear_pairs, model_folder, uninterrupted.model_path.parent, progress=progress)
     assert again.weights_hash == uninterrupted.weights_hash
-    assert again.metrics.equals(uninterrupted.metrics)
+    assert repeatable(again).equals(repeatable(uninterrupted))
     assert list((uninterrupted.model_path.parent / "checkpoints").iterdir()) == []
 
 
@@ -382,11 +415,44 @@ def test_a_loss_that_is_not_finite_stops_training(clear_pairs, model_folder, tmp
     assert last_complete(only_run_folder(tmp_path)).name == "checkpoint-3"
 
 
-def test_a_gradient_that_is_not_finite_stops_training(clear_pairs, model_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "explained"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 GiB.", True),
+        ("[enforce fail] DefaultCPUAllocator: can not allocate memory", True),
+        ("the size of tensor a (3) must match", False),
+    ],
+)
+def test_running_out_of_memory_says_what_takes_it(
+    error, explained, clear_pairs, model_folder, tmp_path, monkeypatch
+):
+    import torch
+
+    from trainer.trl_trainer import PrivateDPOTrainer
+
+    def fail(*_, **__):
+        raise (torch.OutOfMemoryError if "CUDA" in error else RuntimeError)(error)
+
+    monkeypatch.setattr(PrivateDPOTrainer, "compute_loss", fail)
+    expected = "micro-batches of 4 pairs .* up to 64 tokens .*raise gradient_accumulation_steps"
+    with pytest.raises(ModelError if explained else RuntimeError) as found:
+        run(clear_pairs, model_folder, tmp_path)
+    assert bool(re.search(expected, str(found.value))) == explained
+
+
+@pytest.mark.parametrize(("samples", "found"), [(0, "'grad_norm': nan"), (1, "'kl': nan")])
+def test_a_gradient_that_is_not_finite_stops_training(
+    samples, found, clear_pairs, model_folder, tmp_path
+):
     wild = QUICK.model_copy(
-        update={"learning_rate": 1e30, "checkpoint_every_steps": 1, "warmup_ratio": 0.0}
+        update={
+            "learning_rate": 1e30,
+            "checkpoint_every_steps": 1,
+            "warmup_ratio": 0.0,
+            "stopping": StoppingConfig(kl_samples=samples),
+        }
     )
-    with pytest.raises(ModelError, match=r"unstable at step 2: .*'grad_norm': nan"):
+    with pytest.raises(ModelError, match=f"unstable at step 2: .*{found}"):
         run(clear_pairs, model_folder, tmp_path, wild)
 
 
@@ -444,7 +510,13 @@ def test_process_state_is_left_as_it_was(clear_pairs, model_folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_smoothing": 0.1}, "ignored by loss_type 'sigmoid': only robust, exo_pair, aot"),
+        (
+            {"label_smoothing": 0.1, "loss_type": "hinge"},
+            "only sigmoid, robust, exo_pair, aot read",
+        ),
+        ({"f_divergence": "forward_kl", "loss_type": "aot"}, "no meaning for loss_type 'aot'"),
+        ({"weight_by": "confidence", "loss_type": "aot"}, "which sorts the pairs"),
+        ({"stopping": {"minimum_margin_gain": 0.1}}, "set heldout_share"),
         ({"label_smoothing": 0.1, "loss_type": "ipo"}, "ignored by loss_type 'ipo'"),
         ({"loss_type": "exo_pair"}, "needs label_smoothing above 0"),
         ({"loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
@@ -459,15 +531,44 @@ def test_settings_that_would_mislead_are_refused(settings, message):
         DPOTrainingConfig.checked(settings)
 
 
-@pytest.mark.parametrize("loss", dpo.LossType.__args__)
+@pytest.mark.parametrize("loss", LossType.__args__)
 def test_every_allowed_loss_trains(loss, clear_pairs, model_folder, tmp_path):
-    smoothing = 0.001 if loss in dpo.SMOOTHED_LOSSES else 0.0
+    smoothing = 0.001 if loss in SMOOTHED_LOSSES else 0.0
     config = QUICK.model_copy(
         update={"loss_type": loss, "label_smoothing": smoothing, "epochs": 1.0}
     )
     result = run(clear_pairs.head(8), model_folder, tmp_path, config)
     assert result.steps == 2
     assert all(math.isfinite(value) for value in result.metrics["value"])
+
+
+def test_equal_weights_train_the_same_bits_and_others_do_not(
+    clear_pairs, model_folder, uninterrupted, tmp_path
+):
+    config = QUICK.model_copy(update={"weight_by": "confidence"})
+    equal = clear_pairs.with_columns(confidence=pl.lit(0.75))
+    result = run(equal, model_folder, tmp_path / "equal", config)
+    assert result.weights_hash == uninterrupted.weights_hash
+    rising = clear_pairs.with_columns(confidence=pl.int_range(1, pl.len() + 1) / 16)
+    other = run(rising, model_folder, tmp_path / "rising", config)
+    assert other.weights_hash != uninterrupted.weights_hash
+
+
+@pytest.mark.parametrize(
+    ("confidence", "message"),
+    [
+        ({}, "weight_by names the column 'confidence'"),
+        ({"confidence": pl.lit(None)}, "16 of 16 pairs have no confidence above 0"),
+        ({"confidence": pl.int_range(pl.len()) / 16}, "1 of 16 pairs .* such as pair_00"),
+        ({"confidence": pl.lit(float("nan"))}, "16 of 16 pairs have no confidence above 0"),
+    ],
+)
+def test_pairs_without_a_weight_are_refused(
+    confidence, message, clear_pairs, model_folder, tmp_path
+):
+    config = QUICK.model_copy(update={"weight_by": "confidence"})
+    with pytest.raises(DataError, match=message):
+        run(clear_pairs.with_columns(**confidence), model_folder, tmp_path, config)
 
 
 def test_bf16_without_cuda_is_refused(clear_pairs, model_folder, tmp_path):
@@ -478,6 +579,15 @@ def test_bf16_without_cuda_is_refused(clear_pairs, model_folder, tmp_path):
     config = QUICK.model_copy(update={"precision": "bf16"})
     with pytest.raises(ConfigError, match="bf16 was asked for without a CUDA device"):
         run(clear_pairs, model_folder, tmp_path, config)
+
+
+def test_each_step_is_one_line(clear_pairs, model_folder, tmp_path):
+    lines = []
+    result = run(clear_pairs.head(12), model_folder, tmp_path, note=lines.append)
+    assert len(lines) == result.steps == 6
+    assert lines[0] == "loss 0.693  margin +0.00  accuracy 0%"
+    assert lines[-1].startswith(f"loss {values(result, 'loss')[-1]:.3f}  margin +")
+    assert lines[-1].endswith(f"%  KL {values(result, 'kl')[-1]:.2f}")
 
 
 def test_metrics_frame_leaves_out_the_summary():

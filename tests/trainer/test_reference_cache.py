@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from trainer.dpo import DPOTrainingConfig
+from trainer.dpo_settings import DPOTrainingConfig
 from trainer.reference_cache import reference_key, reference_log_probs
 from trainer.trl_trainer import RunCallback, build_trainer
 

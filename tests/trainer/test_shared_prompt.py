@@ -125,7 +125,7 @@ def trainers(clear_pairs, folder, tmp_path, **settings):
     """Return TRL's own trainer and one that shares prompts, on the same pairs."""
     from transformers import AutoTokenizer
 
-    from trainer.dpo import DPOTrainingConfig
+    from trainer.dpo_settings import DPOTrainingConfig
     from trainer.trl_trainer import RunCallback, build_trainer, share_prompts_in
 
     made = []
@@ -190,7 +190,8 @@ def test_under_bf16_autocast_the_numbers_agree_as_far_as_bf16_goes(model_folder)
 def test_the_manifest_says_how_it_was_computed(clear_pairs, model_folder, tmp_path):
     import json
 
-    from trainer.dpo import DPOTrainingConfig, train_dpo
+    from trainer.dpo import train_dpo
+    from trainer.dpo_settings import DPOTrainingConfig
 
     said, weights = [], []
     for setting in ("auto", "off"):

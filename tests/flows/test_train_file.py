@@ -1,0 +1,79 @@
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import cli
+from flows.train_file import preference_rows
+from stages.errors import DataError, MissingFileError
+
+ASKED = [{"role": "user", "content": "2 + 2?"}]
+ROWS = {"prompt": ["2 + 2?", "3 + 3?"], "chosen": ["4", "6"], "rejected": ["5", "7"]}
+
+
+def said(*texts):
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def test_texts_and_messages_in_either_format_are_the_same_rows(tmp_path):
+    prompts = [ASKED, [{"role": "user", "content": "3 + 3?"}]]
+    messages = {"prompt": prompts, "chosen": said("4", "6"), "rejected": said("5", "7")}
+    pl.DataFrame(ROWS).write_ndjson(tmp_path / "texts.jsonl")
+    pl.DataFrame(messages).write_parquet(tmp_path / "messages.parquet")
+    texts, structs = (preference_rows(tmp_path / n) for n in ("texts.jsonl", "messages.parquet"))
+    assert texts.equals(structs)
+    assert texts.columns == ["pair_id", "prompt", "chosen", "rejected"]
+    assert texts.row(0)[1:] == (ASKED, "4", "5")
+    assert texts["pair_id"].n_unique() == 2
+
+
+def test_ids_and_confidence_are_kept_and_the_rest_is_not(tmp_path):
+    pl.DataFrame(
+        {**ROWS, "pair_id": ["a", "b"], "confidence": [0.9, 0.6], "x": [1, 2]}
+    ).write_ndjson(tmp_path / "rows.jsonl")
+    rows = preference_rows(tmp_path / "rows.jsonl")
+    assert rows.drop("prompt").rows() == [("a", "4", "5", 0.9), ("b", "6", "7", 0.6)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"rejected": None},
+            r"lacks the columns \['rejected'\].* with the columns \['prompt', 'ch",
+        ),
+        ({"chosen": [ASKED + said("4")[0], said("6")[0]]}, "1 of 2 values of `chosen` are not one"),
+        ({"prompt": [1, 2]}, "`prompt` holds Int64. Expected a text, or a list of messages"),
+    ],
+)
+def test_other_shapes_are_named(columns, message, tmp_path):
+    rows = {name: values for name, values in {**ROWS, **columns}.items() if values}
+    pl.DataFrame(rows, strict=False).write_ndjson(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=message):
+        preference_rows(tmp_path / "rows.jsonl")
+
+
+def test_a_file_that_is_none_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"rows\.jsonl' is not there"):
+        preference_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text("not JSON")
+    with pytest.raises(DataError, match="cannot be read"):
+        preference_rows(tmp_path / "rows.jsonl")
+
+
+def test_the_command_trains_the_bundled_policy(tmp_path):
+    from trainer.model_folder import published
+
+    pl.DataFrame(ROWS).write_ndjson(tmp_path / "rows.jsonl")
+    (tmp_path / "quick.yaml").write_text(
+        "name: quick\ntraining: {max_length_tokens: 64, batch_size: 2, stopping: {kl_samples: 0}}\n"
+    )
+    arguments = ["train-file", tmp_path / "rows.jsonl", "-c", tmp_path / "quick.yaml"]
+    arguments += ["--output", tmp_path / "model", "-w", tmp_path / "workspace"]
+    for _ in range(2):  # the second finds it made
+        outcome = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        assert outcome.exit_code == 0, outcome.output
+        assert outcome.stdout.strip() == str(tmp_path / "model")
+    import json
+
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    assert published(tmp_path / "model", manifest["fingerprint"]).pairs == 2
