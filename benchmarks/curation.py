@@ -314,7 +314,10 @@ def context_in(folder: Path) -> tuple[RunContext, Workspace]:
 
 
 def warm_up() -> None:
-    """Import what a run has imported by the time that it pairs."""
+    """Import what the stages import when they are first used; distilabel's is apart as well."""
+    import rapidfuzz.process  # noqa: F401
+    import scipy.sparse.csgraph  # noqa: F401
+
     import flows.curation  # noqa: F401
     from stages.tables import SCORES
     from validators import validate_part

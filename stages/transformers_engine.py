@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from stages.chat_template import check_template, control_tokens, render, template_fingerprint
 from stages.generation import Answer, Request, SampledCompletion
-from stages.generation_settings import Sampling
 from stages.model_loading import load_model
 
 if TYPE_CHECKING:
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+
+    from stages.generation_settings import Sampling
 
 
 class TransformersEngine:

@@ -36,11 +36,10 @@ def good_rows(table: Table, rows: int = 30) -> pl.DataFrame:
 
 def _values(column: Column) -> pl.Expr:
     place = pl.col("place")
-    if column.name == "signature":
-        return pl.concat_list(pl.lit(7, pl.UInt8), pl.lit(8, pl.UInt8))
     if pa.types.is_list(column.type):
         turn = pl.struct(role=pl.lit("user"), content="Say " + place.cast(pl.String))
-        return pl.concat_list(turn)
+        of_bytes = pl.lit(7, pl.UInt8)
+        return pl.concat_list(of_bytes if column.type.value_type == pa.uint8() else turn)
     if column.allowed:
         kinds = pl.lit(list(column.allowed)).list
         return kinds.get(place % len(column.allowed))
