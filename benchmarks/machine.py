@@ -35,7 +35,7 @@ def last_line(
     """Return the JSON line: each figure with its goal, if it has one, and whether it is met."""
     rows: dict[str, dict[str, object]] = {}
     for name, value in figures.items():
-        rows[name] = {"value": round(value, 4)}
+        rows[name] = {"value": float(f"{value:.4g}")}
         if at_most and name in at_most:
             rows[name] |= {"goal_at_most": at_most[name], "met": value <= at_most[name]}
         if at_least and name in at_least:
