@@ -71,7 +71,7 @@ def accepted_before(context: RunContext) -> RunRecord | None:
         if run.name == this.name
         and run.status == "completed"
         and run.flow != "sweep"
-        and (run.ended_at or this.started_at) < this.started_at
+        and run.ended_before(this)
         and _promoted(context.workspace, run)
     ]
     return max(ended, key=lambda run: (run.ended_at or "", run.run_id), default=None)

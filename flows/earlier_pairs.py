@@ -24,8 +24,8 @@ def kept_earlier(context: RunContext, asked: FilteringConfig) -> tuple[Dataset, 
         return ()
     found: dict[str, Dataset] = {}
     for run in list_runs(context.workspace):
-        before = run.ended_at is not None and run.ended_at < this.started_at
-        if run.name != this.name or run.status != "completed" or run.flow == "sweep" or not before:
+        counts = run.name == this.name and run.status == "completed" and run.flow != "sweep"
+        if not counts or not run.ended_before(this):
             continue
         for stage in read_stage_runs(context.workspace, run.run_id):
             record = read_stage_record(context.workspace, stage.stage_key)

@@ -46,6 +46,10 @@ class RunRecord:
     attempts: int = 1
     error: str | None = None
 
+    def ended_before(self, other: RunRecord) -> bool:
+        """Return whether it had ended when ``other`` was first started."""
+        return self.ended_at is not None and _time(self.ended_at) < _time(other.started_at)
+
 
 @dataclass(frozen=True)
 class StageRunRecord:
