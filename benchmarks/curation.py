@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machine import last_line
+from peers import install_distilabel
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -38,7 +39,6 @@ SAMPLES = 8
 PROMPTS_PER_PART = 512
 SENTENCES, SENTENCES_PER_TEXT = 50_000, 8
 SHARE_REPEATED, SHARE_CUT = 0.02, 0.02
-DISTILABEL = ROOT / "build" / "distilabel"
 SMALL, LARGE, HUGE = 100_000, 1_000_000, 10_000_000
 
 
@@ -68,9 +68,8 @@ def main() -> None:
         if asked.plot:
             plot(measured, asked.plot)
         peer = distilabel_seconds(Path(folder) / str(SMALL))
-        if peer is not None:
-            figures["speedup_over_distilabel"] = peer / measured[SMALL]["seconds"]
-            print(f"distilabel, {SMALL:,} candidates: {peer:.1f} s")
+        figures["speedup_over_distilabel"] = peer / measured[SMALL]["seconds"]
+        print(f"distilabel, {SMALL:,} candidates: {peer:.1f} s")
     print(last_line("curation", figures, at_most=GOALS_AT_MOST, at_least=GOALS_AT_LEAST))
 
 
@@ -381,16 +380,11 @@ def floor(folder: Path, files: dict[str, list[Path]]) -> dict[str, Any]:
     return {"aside": aside}
 
 
-def distilabel_seconds(folder: Path) -> float | None:
-    """Return the seconds of distilabel's steps on the same candidates, or None without it."""
-    python = DISTILABEL / "bin" / "python"
-    if not python.is_file():
-        print(f"distilabel is left out: {python} is not there (benchmarks/generation.py makes it)")
-        return None
+def distilabel_seconds(folder: Path) -> float:
+    """Return the seconds of distilabel's steps on the same candidates."""
     script = Path(__file__).with_name("distilabel_curation.py")
-    done = subprocess.run(
-        [str(python), str(script), str(folder)], check=True, capture_output=True, text=True
-    )
+    command = [str(install_distilabel()), str(script), str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
 
 

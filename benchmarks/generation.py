@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machine import last_line
+from peers import install_distilabel
 from timing import in_turn, median_of, noise, timed
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,6 @@ GOALS = {
 IN_FLIGHT, SAMPLES, REQUESTS = 128, 8, 2000
 LATENCY_MS = 50
 MAX_TOKENS = 64
-DISTILABEL = ROOT / "build" / "distilabel"
 SIZES = (100, 600)
 """Prompts of a short and a long job: the difference of their times has no start-up in it."""
 VLLM_PROMPTS = 1280
@@ -192,21 +191,6 @@ def curated_on_stub(url: str, count: int) -> None:
     """Answer prompts of the stub server."""
     with engine_on(url, "stub-model", IN_FLIGHT, token_ids=False) as engine:
         curated(engine, count)
-
-
-def install_distilabel() -> Path:
-    """Return the interpreter of distilabel's own environment, made on first use."""
-    python = DISTILABEL / "bin" / "python"
-    if not (DISTILABEL / ".installed").exists():
-        print("installing distilabel 1.5.3 into build/distilabel ...", flush=True)
-        environment = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}
-        subprocess.run([sys.executable, "-m", "venv", str(DISTILABEL)], check=True)
-        # It imports requests without naming it.
-        packages = ["distilabel[openai]==1.5.3", "requests"]
-        install = [str(python), "-m", "pip", "install", "-qq", *packages]
-        subprocess.run(install, check=True, env=environment)
-        (DISTILABEL / ".installed").touch()
-    return python
 
 
 def distilabel(python: Path, url: str, count: int) -> float:
