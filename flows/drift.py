@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flows.run_outputs import read_output
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
-from lineage.records import RunRecord, list_runs, read_run, read_stage_runs
+from lineage.records import RunRecord, completed_before, read_stage_runs
 from lineage.workspace import Dataset, Workspace, read_stage_record
 from stages.tables import ROUNDS
 
@@ -62,17 +62,10 @@ def accepted_before(context: RunContext) -> RunRecord | None:
 
     A round is accepted when its gate promoted it, another run when it was completed.
     """
-    this = read_run(context.workspace, context.run_id)
-    if this is None:
-        return None
     ended = [
         run
-        for run in list_runs(context.workspace)
-        if run.name == this.name
-        and run.status == "completed"
-        and run.flow != "sweep"
-        and run.ended_before(this)
-        and _promoted(context.workspace, run)
+        for run in completed_before(context.workspace, context.run_id)
+        if _promoted(context.workspace, run)
     ]
     return max(ended, key=lambda run: (run.ended_at or "", run.run_id), default=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lineage.records import list_runs, read_run, read_stage_runs
+from lineage.records import completed_before, read_stage_runs
 from lineage.workspace import Dataset, read_stage_record
 from stages.tables import PAIR_SIGNATURES
 
@@ -16,21 +16,15 @@ if TYPE_CHECKING:
 def kept_earlier(context: RunContext, asked: FilteringConfig) -> tuple[Dataset, ...]:
     """Return the signatures of the pairs kept by completed runs of this name before this run.
 
-    Only those of the same settings: other signatures cannot be compared. The same when the run is
-    started again, as what counts is its first start.
+    Only those of the same settings: other signatures cannot be compared.
     """
-    this = read_run(context.workspace, context.run_id)
-    if this is None or asked.near_duplicates is None or not asked.near_duplicates.earlier_runs:
+    workspace, settings = context.workspace, asked.near_duplicates
+    if settings is None or not settings.earlier_runs:
         return ()
     found: dict[str, Dataset] = {}
-    for run in list_runs(context.workspace):
-        counts = run.name == this.name and run.status == "completed" and run.flow != "sweep"
-        if not counts or not run.ended_before(this):
-            continue
-        for stage in read_stage_runs(context.workspace, run.run_id):
-            record = read_stage_record(context.workspace, stage.stage_key)
-            if stage.stage != "filter" or record is None:
-                continue
-            if record.config.get("near_duplicates") == asked.near_duplicates.deciding():
-                found[stage.stage_key] = record.output(PAIR_SIGNATURES.name)
+    for run in completed_before(workspace, context.run_id):
+        stages = {stage.stage: stage.stage_key for stage in read_stage_runs(workspace, run.run_id)}
+        record = read_stage_record(workspace, stages.get("filter", ""))
+        if record is not None and record.config.get("near_duplicates") == settings.deciding():
+            found[record.stage_key] = record.output(PAIR_SIGNATURES.name)
     return tuple(found[key] for key in sorted(found))

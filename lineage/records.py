@@ -132,6 +132,23 @@ def list_runs(workspace: Workspace) -> list[RunRecord]:
     return sorted(records, key=lambda r: (_time(r.started_at), r.run_id), reverse=True)
 
 
+def completed_before(workspace: Workspace, run_id: str) -> list[RunRecord]:
+    """Return the completed runs of this one's name that had ended when it was first started.
+
+    The same however often it is started again. A sweep's runs make no dataset of record.
+    """
+    this = read_run(workspace, run_id)
+    return [
+        run
+        for run in list_runs(workspace)
+        if this is not None
+        and run.name == this.name
+        and run.status == "completed"
+        and run.flow != "sweep"
+        and run.ended_before(this)
+    ]
+
+
 def require_run(workspace: Workspace, run_id: str) -> RunRecord:
     """Return the run called ``run_id``, or the one whose id begins so, or the ``latest``.
 

@@ -14,6 +14,8 @@ from stages.content_ids import content_hash, weights_hash
 from stages.errors import ModelError
 from stages.implicit_reward import ImplicitReward
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 BUNDLED = Path(__file__).parents[2] / "data" / "tiny-model"
 TEMPLATE = (BUNDLED / "chat_template.jinja").read_text()
 EOS = 2
@@ -33,14 +35,6 @@ CONVERSATIONS = [
     [*answered("Count.", "1 2 3"), *answered("Go on.", " ".join(map(str, range(30))))],
     [{"role": "system", "content": "Be brief."}, *answered("Hi", "Hello.")],
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        torch.set_num_threads(1)
-        yield
 
 
 def changed(folder, seed):

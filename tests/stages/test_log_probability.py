@@ -18,6 +18,8 @@ from stages.log_probability import LogProbability, judge_by_log_probability
 from stages.transformers_engine import TransformersEngine
 from tests.stages import rows
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 BUNDLED = Path(__file__).parents[2] / "data" / "tiny-model"
 EOS = 2
 TOLERANCE = 1e-5
@@ -34,14 +36,6 @@ CONVERSATIONS = [
     answered("Sort 3, 1, 2 and say how.", "1, 2, 3: " + "compare and swap; " * 5),
     [*answered("Count.", "1 2 3"), *answered("Go on.", " ".join(map(str, range(30))))],
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        torch.set_num_threads(1)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from stages.errors import ConfigError, ModelError
 from stages.reward_model import BATCH_TOLERANCE, RewardModel, RewardOutcome
 from stages.text_batches import length_sorted_batches
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 BUNDLED = Path(__file__).parents[2] / "data" / "tiny-model"
 TEMPLATE = (BUNDLED / "chat_template.jinja").read_text()
 EOS, PAD = 2, 0
@@ -36,14 +38,6 @@ CONVERSATIONS = [
     answered("Count.", " ".join(map(str, range(30)))),
     answered("x" * 40, "y"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        torch.set_num_threads(1)
-        yield
 
 
 def tiny(kind="Llama", **settings):

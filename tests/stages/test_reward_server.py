@@ -17,19 +17,13 @@ from stages.errors import ConfigError, EndpointError, ModelError
 from stages.reward_model import RewardModel
 from stages.reward_server import RewardServer
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 BUNDLED = Path(__file__).parents[2] / "data" / "tiny-model"
 CONVERSATIONS = [
     [{"role": "user", "content": f"Count to {n}."}, {"role": "assistant", "content": "1 " * n}]
     for n in (3, 0, 12, 7, 50)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        torch.set_num_threads(1)
-        yield
 
 
 @pytest.fixture(scope="module")

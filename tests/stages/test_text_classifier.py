@@ -11,18 +11,12 @@ from hypothesis import strategies as st
 from stages.errors import ConfigError
 from stages.text_classifier import TextClassifier
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 BUNDLED = Path(__file__).parents[2] / "data" / "tiny-model"
 TEXTS = ["", "You are kind.", "You are an idiot, and so is he!", "1 2 3 " * 12, "x"]
 NAMES = {0: "kind", 1: "toxic", 2: "threat"}
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        torch.set_num_threads(1)
-        yield
 
 
 @pytest.fixture(scope="module")

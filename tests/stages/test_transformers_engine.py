@@ -15,6 +15,8 @@ from stages.generation_settings import GenerationConfig, TransformersGenerator, 
 from stages.task_families import FAMILIES, sample_prompts
 from stages.transformers_engine import SeededSampling, TransformersEngine
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 BUNDLED = Path(__file__).parents[2] / "data" / "tiny-model"
 SAMPLING = sampling_of(
     TransformersGenerator(), GenerationConfig(temperature=1.0, max_completion_tokens=24)
@@ -31,15 +33,6 @@ REQUESTS = [
     for i, family in enumerate(FAMILIES)
     for j, task in enumerate(sample_prompts(family, "train", 5, seed=0))
 ][:24]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    """Answers are compared exactly: with fp32 on the CPU, also where there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        torch.set_num_threads(1)
-        yield
 
 
 @pytest.fixture(scope="module")
