@@ -27,6 +27,11 @@ BUNDLED_MODEL = Path(__file__).parent.parent / "data" / "tiny-model"
 SEEDED_SECTIONS = ("prompts", "generation", "pairing", "noise", "training", "evaluation")
 
 
+def _near_or_known(name: str, known: list[str]) -> str:
+    """Return the end of a sentence about an unknown ``name``: the nearest known, else all."""
+    return nearest(name, known) or f"; known: {', '.join(known)}"
+
+
 class EvaluationConfig(Config):
     """How a policy is compared before and after training, on the held-out prompts.
 
@@ -84,7 +89,7 @@ class PipelineConfig(Config):
         known = [scorer.name for scorer in self.scoring.scorers]
         scorer = self.evaluation.scorer
         if scorer is not None and scorer not in known:
-            near = nearest(scorer, known) or f"; known: {', '.join(known)}"
+            near = _near_or_known(scorer, known)
             raise ValueError(f"`evaluation.scorer` {scorer!r} is none of `scoring.scorers`{near}")
         return self
 
@@ -107,7 +112,7 @@ class PipelineConfig(Config):
         known = [scorer.name for scorer in self.scoring.scorers]
         for limit in self.filters.score_limits:
             if limit.scorer not in known:
-                near = nearest(limit.scorer, known) or f"; known: {', '.join(known)}"
+                near = _near_or_known(limit.scorer, known)
                 raise ValueError(
                     f"`filters.score_limits` names {limit.scorer!r}, which is none of "
                     f"`scoring.scorers`{near}"
@@ -119,7 +124,7 @@ class PipelineConfig(Config):
         known = [f"score:{scorer.name}" for scorer in self.scoring.scorers]
         for band in self.validation.bands:
             if band.measure.startswith("score:") and band.measure not in known:
-                near = nearest(band.measure, known) or f"; known: {', '.join(known)}"
+                near = _near_or_known(band.measure, known)
                 raise ValueError(f"`validation.bands` names {band.measure!r}, not a scorer{near}")
         return self
 
@@ -131,7 +136,7 @@ class PipelineConfig(Config):
         named += [("agreeing_scorers", name) for name in self.pairing.agreeing_scorers]
         for key, chosen in named:
             if chosen not in known:
-                near = nearest(chosen, known) or f"; known: {', '.join(known)}"
+                near = _near_or_known(chosen, known)
                 raise ValueError(f"`pairing.{key}` {chosen!r} is none of `scoring.scorers`{near}")
         kind = self.scoring.scorers[known.index(self.pairing.scorer)].kind
         if self.pairing.needs_judgments and kind not in {"judge", "votes"}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from flows.progress import say
-from flows.shards import for_shards
+from flows.shards import computed_by_shard
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
 from stages import label_noise, noise_evidence, pairing
@@ -87,29 +87,30 @@ def _estimate(context: RunContext, config: PipelineConfig, scored: _Scored) -> E
     def make(writer: StageWriter) -> None:
         import polars as pl
 
-        facts: list[pl.DataFrame] = []
-        planted: list[pl.DataFrame] = []
-        votes: list[pl.DataFrame] = []
-        contradictions: list[pl.DataFrame] = []
         jury = (*voters.members, *voters.others) if voters.several else ()
 
-        def read_shard(writer: StageWriter, shard: Shard) -> None:
+        def read_shard(shard: Shard) -> tuple[pl.DataFrame, ...]:
             scores = writer.read(scored.scores.part(shard.index))
             said = _judgments(writer, shard, scored.judgments)
             proposed = writer.read(scored.pairs.part(shard.index))
-            facts.append(noise_evidence.evidence(proposed, scores, said, voters))
             of_shard = shard.read(CANDIDATE_COLUMNS)
             labels = _gold_labels(of_shard, scores, said, config)
             of_gold = noise_evidence.evidence(labels, scores, said, voters)
-            planted.append(of_gold.with_columns(labels["wrong"]))
             real = of_shard.filter(pl.col("weights_hash") != GOLD_SPLIT)
             real_scores, real_said = (
                 rows.join(real, on="candidate_id", how="semi") for rows in (scores, said)
             )
-            votes.append(noise_evidence.neighbours(real_scores, jury))
-            contradictions.append(noise_evidence.contradictions(real_said))
+            return (
+                noise_evidence.evidence(proposed, scores, said, voters),
+                of_gold.with_columns(labels["wrong"]),
+                noise_evidence.neighbours(real_scores, jury),
+                noise_evidence.contradictions(real_said),
+            )
 
-        for_shards(writer, scored.candidates, read_shard)
+        read = [
+            of_shard for _, of_shard in computed_by_shard(writer, scored.candidates, read_shard)
+        ]
+        facts, planted, votes, contradictions = zip(*read, strict=True)
         gold = pl.concat(planted)
         unselected = label_noise.Unselected(pl.concat(votes), pl.concat(contradictions))
         noise = label_noise.estimate(pl.concat(facts), gold, unselected, voters, config.noise)

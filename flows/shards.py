@@ -95,13 +95,3 @@ def computed_by_shard(
                 shard, result = waiting.popleft()
                 yield shard, result.result()
                 writer.advance(shard.index + 1, len(of_candidates))
-
-
-def for_shards(
-    writer: StageWriter, candidates: Dataset, make: Callable[[StageWriter, Shard], None]
-) -> None:
-    """Call ``make`` for each shard in order, and show how far it is."""
-    of_candidates = shards(writer.workspace, candidates)
-    for done, shard in enumerate(of_candidates, start=1):
-        make(writer, shard)
-        writer.advance(done, len(of_candidates))

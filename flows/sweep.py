@@ -11,7 +11,7 @@ import yaml
 from flows.curation import choose_pairs
 from flows.exporting import export_pairs, read_beside
 from flows.progress import say
-from flows.shards import Shard, for_shards
+from flows.shards import Shard, computed_by_shard
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage, utc_now
 from flows.tracked_run import MAX_ERROR, code_version
 from lineage.database import publish
@@ -197,9 +197,8 @@ def _measured(
 
     def make(writer: StageWriter) -> None:
         prompts = writer.read(judged.prompts, ["prompt_id", "split"]).filter(split="train")
-        facts: list[sweeping.PairFacts] = []
 
-        def measure_shard(writer: StageWriter, shard: Shard) -> None:
+        def measure_shard(shard: Shard) -> sweeping.PairFacts:
             texts = shard.read(
                 [
                     "candidate_id",
@@ -217,9 +216,10 @@ def _measured(
             )
             ruled = writer.read(decisions.part(shard.index), ["pair_id", "kept"])
             kept = filtering.kept_pairs(proposed, ruled)
-            facts.append(sweeping.pair_facts(proposed.height, kept, texts, scores, gold))
+            return sweeping.pair_facts(proposed.height, kept, texts, scores, gold)
 
-        for_shards(writer, judged.candidates, measure_shard)
+        measured = computed_by_shard(writer, judged.candidates, measure_shard)
+        facts = [of_shard for _, of_shard in measured]
         writer.write("pair_measures", sweeping.pair_measures(facts, prompts.height))
 
     rows = run_stage(context, "compare", spec, make).output("pair_measures")
