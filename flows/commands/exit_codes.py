@@ -1,0 +1,5 @@
+"""What `prefmill` exits with; `prefmill --help` explains them."""
+
+EXIT_ERROR = 3
+EXIT_HELD = 4
+EXIT_INTERRUPTED = 130

@@ -1,0 +1,146 @@
+"""What the commands that run a flow share: checks before it, the flow itself, the summary after."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flows.commands.exit_codes import EXIT_HELD
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lineage.workspace import Workspace
+
+
+def workspace_at(root: Path) -> Workspace:
+    """Return the workspace, with libraries made quiet and private."""
+    from flows.settings import configure_libraries
+    from lineage.workspace import Workspace
+
+    configure_libraries()
+    return Workspace(root)
+
+
+def prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
+    """Find what is wrong before anything slow starts; then set Prefect up for this workspace."""
+    from flows.configuration import load_config
+    from flows.models import find_policy
+    from flows.progress import say
+    from flows.settings import configure_prefect, stop_orphaned_servers
+    from stages.prompt_sampling import fingerprints
+
+    workspace = workspace_at(root)
+    config = load_config(config_file, overrides)
+    find_policy(config.policy)
+    fingerprints(config.prompts)
+    workspace.require_writable()
+    configure_prefect(workspace)
+    if "PREFECT_API_URL" not in os.environ:
+        stop_orphaned_servers(workspace)
+        say("starting Prefect's embedded server (10 to 30 s) ...")
+
+
+def print_forecast(
+    root: Path,
+    config_file: Path,
+    overrides: dict[str, Any],
+    *,
+    ask_paid: bool,
+    as_json: bool,
+    in_rounds: bool = False,
+) -> None:
+    """Print what a refresh, or the configuration's rounds, would ask for and cost."""
+    from flows.configuration import load_config
+    from flows.forecast import forecast, total
+    from flows.models import find_policy
+    from flows.printing import print_rows
+    from flows.sampling import nothing_new, with_runs_to_pass_over
+    from flows.vllm_server import stop_all
+
+    workspace = workspace_at(root)
+    config = with_runs_to_pass_over(workspace, load_config(config_file, overrides))
+    if found := nothing_new(workspace, config):
+        click.echo(f"nothing to do: {found}", err=True)
+        return
+    policy, rounds = find_policy(config.policy), config.rounds if in_rounds else 0
+    try:
+        lines = forecast(config, policy, workspace, ask_paid=ask_paid, rounds=rounds)
+    finally:
+        stop_all()
+    lines.append(total(lines))
+    if as_json:
+        click.echo(json.dumps([line._asdict() for line in lines], indent=1))
+    else:
+        print_rows(lines[0]._fields, lines)
+
+
+def _while_prefect_starts() -> None:
+    """Import what every run needs while the flow's first call waits for Prefect's server."""
+    from flows.settings import import_in_background
+
+    import_in_background("great_expectations", "altair", "vl_convert")
+
+
+def run_refresh(
+    root: Path, config_file: Path, overrides: dict[str, Any], *, stored_only: bool
+) -> list[str]:
+    """Return the run's id, or none where there was nothing to do."""
+    prepare(root, config_file, overrides)
+    from flows.refresh import refresh as flow
+
+    _while_prefect_starts()
+    run_id: str | None = flow(str(config_file), str(root), overrides, stored_only)
+    return [run_id] if run_id else []
+
+
+def run_rounds(root: Path, config_file: Path, overrides: dict[str, Any]) -> list[str]:
+    """Return the ids of the rounds' runs."""
+    prepare(root, config_file, overrides)
+    from flows.rounds import rounds as flow
+
+    _while_prefect_starts()
+    run_ids: list[str] = flow(str(config_file), str(root), overrides)
+    return run_ids
+
+
+def run_named(root: Path, run_id: str) -> str:
+    """Return the whole id of a run named by a prefix or `latest`."""
+    from lineage.records import require_run
+
+    return require_run(workspace_at(root), run_id).run_id
+
+
+def stored_config(
+    root: Path, run_id: str, config_file: Path | None, sections: tuple[str, ...]
+) -> tuple[Path, dict[str, Any]]:
+    """Return a run's stored configuration file and the sections of another to lay over it."""
+    from flows.configuration import load_config, read_yaml
+
+    stored = workspace_at(root).runs / run_named(root, run_id) / "config.yaml"
+    if config_file is None:
+        return stored, {}
+    load_config(config_file)
+    values = read_yaml(config_file)
+    return stored, {key: values[key] for key in sections if key in values}
+
+
+def print_summary(
+    root: Path, run_ids: list[str], as_json: bool, require_promotion: bool = False
+) -> None:
+    """Print what the runs made, and exit with 4 if asked and held."""
+    from flows.printing import stdout
+    from flows.summary import describe, summarise
+
+    workspace = workspace_at(root)
+    summary = summarise(workspace, run_ids)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1, ensure_ascii=False, default=str))
+    else:
+        stdout().print(describe(summary))
+    held = [run for run in summary["runs"] if run["round"] and not run["round"]["promoted"]]
+    if require_promotion and held:
+        raise SystemExit(EXIT_HELD)
