@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from flows.models import find_policy
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
 
 TEXTS = ("prompt", "chosen", "rejected")
 
+ANSWERS = ("prompt", "completion", "label")
+
+STEPS_SO_FAR = "initial_reason_steps"
+
 
 def train_file(
     path: Path, config: PipelineConfig, workspace: Workspace, output: Path
 ) -> TrainingResult:
-    """Return the policy of ``config`` trained on the pairs of a file, saved in ``output``.
+    """Return the policy of ``config`` trained on the rows of a file, saved in ``output``.
 
     Killed and called again it goes on from its last checkpoint, which lies in the workspace.
 
@@ -38,16 +43,20 @@ def train_file(
             expected="a number",
             where="training.label_smoothing",
         )
-    rows = preference_rows(path)
+    rows = answer_rows(path) if config.training.loss_type == "kto" else preference_rows(path)
     policy = find_policy(config.policy).folder
     from trainer.dpo import train_dpo
+    from trainer.model_folder import MANIFEST, noteworthy
 
     checkpoints = workspace.checkpoints
     with stage_progress("train") as advance:
         result = train_dpo(
             rows, policy, policy, config.training, output, checkpoints, advance, note=note
         )
-    say(f"{'':<24} {result.pairs:,} pairs, {result.steps:,} steps")
+    unit = "answers" if config.training.loss_type == "kto" else "pairs"
+    manifest = json.loads((result.model_path / MANIFEST).read_text(encoding="utf-8"))
+    for sentence in (f"{result.pairs:,} {unit}, {result.steps:,} steps", *noteworthy(manifest)):
+        say(f"{'':<24} {sentence}")
     return result
 
 
@@ -55,54 +64,113 @@ def preference_rows(path: Path) -> pl.DataFrame:
     """Return a JSON Lines or Parquet file as the trainer takes it.
 
     `prompt` is a text or a list of messages, `chosen` and `rejected` a text or a list of one
-    message. `pair_id` is made from them where the file has none; `confidence` is kept.
+    message. `pair_id` is made from them where the file has none; `confidence`, `length_weight`,
+    `margin` and `prefix` are kept, the last also under Math-Step-DPO-10K's name,
+    `initial_reason_steps`.
 
     Raises:
         MissingFileError: the file is not there.
         DataError: it can't be read, or has other columns or other shapes.
     """
-    import polars as pl
     import polars.selectors as cs
+
+    rows = read_rows(path)
+    _require_columns(rows, TEXTS, path)
+    if "prefix" not in rows.columns:
+        rows = rows.rename({STEPS_SO_FAR: "prefix"}, strict=False)
+    texts = (*TEXTS, "prefix") if "prefix" in rows.columns else TEXTS
+    rows = rows.with_columns(
+        prompt_messages(rows["prompt"], path),
+        *(answer_texts(rows[name], path) for name in texts[1:]),
+    )
+    if "pair_id" not in rows.columns:
+        rows = rows.with_columns(_content_ids(rows, "pair", texts))
+    optional = cs.by_name("confidence", "length_weight", "margin", require_all=False)
+    return rows.select("pair_id", *texts, optional)
+
+
+def answer_rows(path: Path) -> pl.DataFrame:
+    """Return a file of single answers, or of pairs, as KTO takes it.
+
+    `prompt` is a text or a list of messages, `completion` a text or a list of one message, `label`
+    true or false. Of pairs, chosen answers are good and rejected ones bad. `answer_id` is made from
+    the rest where the file has none.
+
+    Raises:
+        MissingFileError: the file is not there.
+        DataError: it can't be read, or has other columns or other shapes.
+    """
+    from trainer.rows import answers_of_pairs
+
+    rows = read_rows(path)
+    if "completion" not in rows.columns and set(TEXTS) <= set(rows.columns):
+        return answers_of_pairs(preference_rows(path))
+    _require_columns(rows, ANSWERS, path)
+    rows = rows.with_columns(
+        prompt_messages(rows["prompt"], path), answer_texts(rows["completion"], path)
+    )
+    if "answer_id" not in rows.columns:
+        rows = rows.with_columns(_content_ids(rows, "answer", ANSWERS))
+    return rows.select("answer_id", *ANSWERS)
+
+
+def _require_columns(rows: pl.DataFrame, columns: tuple[str, ...], path: Path) -> None:
+    missing = [name for name in columns if name not in rows.columns]
+    if missing:
+        labelled = columns == TEXTS and set(ANSWERS) <= set(rows.columns)
+        raise DataError(
+            f"the file lacks the columns {missing}",
+            expected=f"the columns {list(columns)}",
+            where=f"{path}, with the columns {rows.columns}",
+            remedy="train on labelled answers by `loss_type: kto`" if labelled else "",
+        )
+
+
+def _content_ids(rows: pl.DataFrame, kind: str, columns: tuple[str, ...]) -> pl.Series:
+    import polars as pl
+
+    texts = rows.with_columns(prompt=pl.Series(map(canonical_json, rows["prompt"].to_list())))
+    return content_ids(texts, kind, columns)
+
+
+def read_rows(path: Path) -> pl.DataFrame:
+    """Return a JSON Lines or Parquet file as it is.
+
+    Raises:
+        MissingFileError: the file is not there.
+        DataError: it can't be read.
+    """
+    import polars as pl
 
     if not path.is_file():
         raise MissingFileError(
             f"the file {str(path)!r} is not there", expected="a .jsonl or .parquet file"
         )
     try:
-        rows = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
+        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
             f"the file cannot be read: {error}", expected=".jsonl or .parquet", where=str(path)
         ) from None
-    missing = [name for name in TEXTS if name not in rows.columns]
-    if missing:
-        raise DataError(
-            f"the file lacks the columns {missing}",
-            expected=f"the columns {list(TEXTS)}",
-            where=f"{path}, with the columns {rows.columns}",
-        )
-    rows = rows.with_columns(
-        _messages(rows["prompt"], path), *(_answer(rows[name], path) for name in TEXTS[1:])
-    )
-    if "pair_id" not in rows.columns:
-        texts = rows.with_columns(prompt=pl.Series(map(canonical_json, rows["prompt"].to_list())))
-        rows = rows.with_columns(content_ids(texts, "pair", TEXTS))
-    optional = cs.by_name("confidence", require_all=False)
-    return rows.select("pair_id", *TEXTS, optional)
 
 
-def _messages(prompt: pl.Series, path: Path) -> pl.Series:
+def prompt_messages(prompt: pl.Series, path: Path) -> pl.Series:
+    """Return ``prompt``, texts or conversations, as conversations of role and content.
+
+    Raises:
+        DataError: it holds neither.
+    """
     import polars as pl
 
     if prompt.dtype == pl.String:
-        turn = pl.struct(role=pl.lit("user"), content=pl.col("prompt"))
-        return prompt.to_frame().select(pl.concat_list(turn).alias("prompt")).to_series()
+        turn = pl.struct(role=pl.lit("user"), content=pl.col(prompt.name))
+        return prompt.to_frame().select(pl.concat_list(turn).alias(prompt.name)).to_series()
     _require_messages(prompt, path)
     turn = pl.struct(pl.element().struct.field("role"), pl.element().struct.field("content"))
-    return prompt.to_frame().select(pl.col("prompt").list.eval(turn)).to_series()
+    return prompt.to_frame().select(pl.col(prompt.name).list.eval(turn)).to_series()
 
 
-def _answer(answer: pl.Series, path: Path) -> pl.Series:
+def answer_texts(answer: pl.Series, path: Path) -> pl.Series:
     """Return the texts of ``answer``.
 
     Raises:

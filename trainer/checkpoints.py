@@ -14,6 +14,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from stages.content_ids import file_sha256
 from stages.errors import WorkspaceError
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 MARK = "complete.json"
 IDENTITY = "identity.json"
 LOCK = ".lock"
+CORRUPTION = "corruption.json"
 
 
 @contextlib.contextmanager
-def run_folder(checkpoints: Path, fingerprint: str, identity: dict[str, Any]) -> Iterator[Path]:
+def run_folder(checkpoints: Path, name: str, identity: dict[str, Any]) -> Iterator[Path]:
     """Give this training's own checkpoint folder, locked and rid of broken checkpoints.
 
     Another training (other settings, weights, template or pairs) has another folder, so its
@@ -37,7 +39,7 @@ def run_folder(checkpoints: Path, fingerprint: str, identity: dict[str, Any]) ->
     Raises:
         WorkspaceError: another process is training this.
     """
-    folder = _folder(checkpoints, fingerprint)
+    folder = folder_of(checkpoints, name)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
         try:
@@ -47,29 +49,74 @@ def run_folder(checkpoints: Path, fingerprint: str, identity: dict[str, Any]) ->
                 "another process is training this", where=str(folder), remedy="wait for it"
             ) from None
         write_json(folder / IDENTITY, identity)
-        for checkpoint in folder.glob("checkpoint-*"):
-            if not is_complete(checkpoint):
-                shutil.rmtree(checkpoint)
+        _remove_broken(folder)
         yield folder
         shutil.rmtree(folder)
 
 
 def forget_run(checkpoints: Path, fingerprint: str) -> None:
     """Remove what a kill between the publication and the clean-up of a training left."""
-    shutil.rmtree(_folder(checkpoints, fingerprint), ignore_errors=True)
+    for folder in checkpoints.glob(f"run-{fingerprint}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _folder(checkpoints: Path, fingerprint: str) -> Path:
-    return checkpoints / f"run-{fingerprint}"
+def folder_of(checkpoints: Path, name: str) -> Path:
+    """Return where the checkpoints of the training called ``name`` lie.
+
+    A name is a fingerprint, and in several processes what they were.
+    """
+    return checkpoints / f"run-{name}"
+
+
+def _remove_broken(folder: Path) -> None:
+    """Remove checkpoints that a kill cut off, and those whose bytes are not what was written.
+
+    Of the latter it is kept what was found, for `corruption_of`.
+    """
+    corrupt = []
+    for checkpoint in sorted(folder.glob("checkpoint-*")):
+        if not (checkpoint / MARK).exists():
+            shutil.rmtree(checkpoint)
+        elif wrong := _wrong_file(checkpoint):
+            corrupt.append(f"{checkpoint.name} was corrupt ({wrong})")
+            shutil.rmtree(checkpoint)
+    if corrupt:
+        left = last_complete(folder)
+        went_on = f"went on from {left.name}" if left else "began anew"
+        sentences = [*corruption_of(folder), f"{', '.join(corrupt)}: training {went_on}"]
+        write_json(folder / CORRUPTION, {"sentences": sentences})
+
+
+def corruption_of(folder: Path) -> list[str]:
+    """Return a sentence for each time that checkpoints of the training turned out to be corrupt."""
+    try:
+        sentences: list[str] = json.loads((folder / CORRUPTION).read_text())["sentences"]
+    except FileNotFoundError:
+        return []
+    return sentences
+
+
+def _wrong_file(checkpoint: Path) -> str | None:
+    """Return a file of a marked checkpoint that is not as it was written, or None."""
+    try:
+        hashes = json.loads((checkpoint / MARK).read_text())["sha256"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        return MARK
+    for name, written in hashes.items():
+        if not (checkpoint / name).exists() or file_sha256(checkpoint / name) != written:
+            return str(name)
+    return None
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Flush every file of ``checkpoint`` to disk, then mark it as whole."""
+    """Flush every file of ``checkpoint`` to disk, then mark it as whole, with sizes and hashes."""
     files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARK]
     for path in files:
         flush(path)
-    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    write_json(checkpoint / MARK, {"bytes": sizes})
+    names = {path.relative_to(checkpoint).as_posix(): path for path in files}
+    sizes = {name: path.stat().st_size for name, path in names.items()}
+    hashes = {name: file_sha256(path) for name, path in names.items()}
+    write_json(checkpoint / MARK, {"bytes": sizes, "sha256": hashes})
 
 
 def is_complete(checkpoint: Path) -> bool:

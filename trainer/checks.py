@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from trainer.step_metrics import Speed, step_metrics
+from trainer import processes
+from trainer.step_metrics import Speed
 from trainer.stopping import failed_check
 
 if TYPE_CHECKING:
@@ -45,11 +46,9 @@ class CheckCallback(TrainerCallback):  # type: ignore[misc]
         """Add the step's metrics to those that TRL is about to log."""
         del args, control
         trainer = self.trainer
-        batches = trainer.step_pairs
-        pairs = sum(len(batch.chosen_tokens) for batch in batches)
+        rows, of_rows = trainer.take_step()
         tokens = trainer._total_train_tokens  # noqa: SLF001
-        found = {**self.speed.metrics(tokens, pairs), **step_metrics(batches)}
-        batches.clear()
+        found = {**self.speed.metrics(tokens, rows, trainer.unit), **of_rows}
         if self._is_check(state):
             found |= self._measured(state.global_step)
         for name, value in found.items():
@@ -77,9 +76,10 @@ class CheckCallback(TrainerCallback):  # type: ignore[misc]
     def _measured(self, step: int) -> dict[str, float]:
         found: dict[str, float] = {}
         with torch.no_grad():
-            if self.kl:
+            if self.kl and processes.is_first():
                 found["kl"] = self.kl.estimate(self.trainer.model, step)
             if self.heldout:
                 found |= self.heldout.measure(self.trainer)
         self.trainer.model.train()
-        return found
+        said: dict[str, float] = processes.said_by_first(found)
+        return said

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from stages.errors import DataError
+from trainer.chat_tokens import chat_tokens
+from trainer.steps import step_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,6 +62,7 @@ CHECKS: dict[str, tuple[str, str]] = {
         "must",
         "raise max_length_tokens (up to the model's context) or drop these pairs: TRL cuts off EOS",
     ),
+    "empty_step": ("must", "drop these pairs: the template leaves nothing of one side's step"),
     "prompt_not_prefix": (
         "should",
         "use a template that renders a prompt alone as before an answer: sampling sees another one",
@@ -85,7 +88,8 @@ def check_preference_data(
     (JSON list of up to 5 pair ids), advice.
 
     Args:
-        rows: pair_id, prompt (list of role and content), chosen, rejected.
+        rows: pair_id, prompt (list of role and content), chosen, rejected; of steps also what
+            `trainer.steps` names.
         tokenizer: the policy's, with its chat template.
         max_length_tokens: the limit on prompt and completion together.
         heldout_prompts: the evaluation prompts, as `prompt_keys` names them.
@@ -102,6 +106,11 @@ def check_preference_data(
     }
     if not template_ends_with_eos(tokenizer):
         found["template_without_eos"] = rows["pair_id"].to_list()
+    return problem_rows(found, CHECKS)
+
+
+def problem_rows(found: dict[str, list[str]], checks: dict[str, tuple[str, str]]) -> pl.DataFrame:
+    """Return a row for each of ``checks`` that ``found`` ids of rows."""
     problems = [
         {
             "check": check,
@@ -110,14 +119,16 @@ def check_preference_data(
             "examples": json.dumps(list(dict.fromkeys(found[check]))[:EXAMPLES]),
             "advice": advice,
         }
-        for check, (severity, advice) in CHECKS.items()
+        for check, (severity, advice) in checks.items()
         if found.get(check)
     ]
     return pl.DataFrame(problems, schema=PROBLEMS_SCHEMA)
 
 
-def require_trainable(problems: pl.DataFrame) -> None:
-    """Pass when no problem has severity `must`.
+def require_trainable(
+    problems: pl.DataFrame, data: str = "preference data", rows: str = "pairs"
+) -> None:
+    """Pass when no problem has severity `must`; ``data`` and ``rows`` are words for the error.
 
     Raises:
         DataError: naming every such problem with its count and pair ids.
@@ -126,9 +137,9 @@ def require_trainable(problems: pl.DataFrame) -> None:
     if fatal.is_empty():
         return
     raise DataError(
-        "the preference data cannot be trained on: "
+        f"the {data} cannot be trained on: "
         + "; ".join(
-            f"{check}: {count} pairs, such as {', '.join(json.loads(examples))}"
+            f"{check}: {count} {rows}, such as {', '.join(json.loads(examples))}"
             for check, count, examples in fatal.select("check", "count", "examples").iter_rows()
         ),
         expected="no problem of severity must",
@@ -136,24 +147,31 @@ def require_trainable(problems: pl.DataFrame) -> None:
     )
 
 
-def require_columns(rows: pl.DataFrame) -> None:
-    """Pass when ``rows`` has the four columns, without nulls, and at least one row.
+def require_columns(rows: pl.DataFrame, columns: tuple[str, ...] = ROW_COLUMNS) -> None:
+    """Pass when ``rows`` has the columns, without nulls, and at least one row.
 
     Raises:
         DataError: otherwise.
     """
-    missing = [name for name in ROW_COLUMNS if name not in rows.columns]
+    missing = [name for name in columns if name not in rows.columns]
     if missing:
         raise DataError(
             f"preference rows lack the columns {missing}",
-            expected=f"the columns {list(ROW_COLUMNS)}",
+            expected=f"the columns {list(columns)}",
             where=f"a frame with columns {rows.columns}",
         )
     if rows.is_empty():
         raise DataError("there are no preference rows", expected="at least one pair")
-    nulls = {name: count for name in ROW_COLUMNS if (count := rows[name].null_count())}
+    nulls = {name: count for name in columns if (count := rows[name].null_count())}
     if nulls:
         raise DataError(f"preference rows hold nulls: {nulls}", expected="no nulls")
+
+
+WEIGHED_BY = {
+    "confidence": "estimate label noise in the run (docs/noise.md)",
+    "length_weight": "set filters.length_bias to reweight in the run (docs/filters.md)",
+}
+"""How pairs come to the columns that `weight_by` names."""
 
 
 def require_weights(rows: pl.DataFrame, column: str) -> None:
@@ -175,7 +193,7 @@ def require_weights(rows: pl.DataFrame, column: str) -> None:
             f"{bad.height} of {rows.height} pairs have no {column} above 0, such as "
             f"{', '.join(bad['pair_id'].head(EXAMPLES))}",
             expected="a number above 0 for each pair",
-            remedy="estimate label noise in the run (docs/noise.md), or set weight_by to null",
+            remedy=f"{WEIGHED_BY[column]}, or set weight_by to null",
         )
 
 
@@ -210,7 +228,12 @@ def template_ends_with_eos(tokenizer: Any) -> bool:
 def _text_findings(keyed: pl.DataFrame, heldout: frozenset[str]) -> dict[str, list[str]]:
     """Return the pair ids that each check on text found."""
     chosen, rejected = pl.col("chosen"), pl.col("rejected")
-    same_prompt = [pl.col("prompt_key")]
+    of_steps = "prefix" in keyed.columns
+    same_prompt = ["prompt_key", "prefix"] if of_steps else ["prompt_key"]
+    # A step may be a blank line.
+    empty = [
+        text == "" if of_steps else text.str.strip_chars() == "" for text in (chosen, rejected)
+    ]
     unordered = [
         *same_prompt,
         pl.min_horizontal(chosen, rejected),
@@ -221,8 +244,8 @@ def _text_findings(keyed: pl.DataFrame, heldout: frozenset[str]) -> dict[str, li
         "duplicate_pair_id": pl.col("pair_id").is_duplicated(),
         "prompt_not_ending_with_user": (last_role == "user").fill_null(value=False).not_(),
         "prompt_in_heldout": pl.col("prompt_key").is_in(sorted(heldout)),
-        "empty_completion": (chosen.str.strip_chars() == "") | (rejected.str.strip_chars() == ""),
-        "repeated_pair": pl.struct("prompt_key", "chosen", "rejected").is_duplicated(),
+        "empty_completion": pl.any_horizontal(empty),
+        "repeated_pair": pl.struct(*same_prompt, "chosen", "rejected").is_duplicated(),
         "contradicting_pairs": (chosen != rejected) & (chosen.n_unique().over(unordered) > 1),
     }
     flagged = keyed.select("pair_id", **flags)
@@ -236,12 +259,16 @@ def _token_findings(rows: pl.DataFrame, tokenizer: Any, limit: int) -> dict[str,
         "double_bos": [],
         "prompt_too_long": [],
         "sequence_too_long": [],
+        "empty_step": [],
         "prompt_not_prefix": [],
     }
     bos = tokenizer.bos_token_id
-    for part in rows.select(ROW_COLUMNS).iter_slices(TOKENISED_ROWS):
-        for pair_id, prompt, chosen, rejected in _tokenised(part, tokenizer):
+    tokenised = step_tokens if "prefix" in rows.columns else _tokenised
+    for part in rows.iter_slices(TOKENISED_ROWS):
+        for pair_id, prompt, chosen, rejected in tokenised(part, tokenizer):
             longest = max(len(chosen), len(rejected))
+            if min(len(chosen), len(rejected)) <= len(prompt):
+                found["empty_step"].append(pair_id)
             if chosen == rejected:
                 found["chosen_equals_rejected"].append(pair_id)
             if bos is not None and chosen[:2] == [bos, bos]:
@@ -259,32 +286,18 @@ def _tokenised(
     part: pl.DataFrame, tokenizer: Any
 ) -> Iterable[tuple[str, list[int], list[int], list[int]]]:
     """Return pair id and the token ids of prompt, prompt + chosen and prompt + rejected."""
-    from jinja2 import TemplateError
-
     prompts = part["prompt"].to_list()
-
-    def tokens(conversations: list[list[dict[str, str]]], *, generate: bool) -> list[list[int]]:
-        try:
-            encoded = tokenizer.apply_chat_template(
-                conversations, tokenize=True, return_dict=True, add_generation_prompt=generate
-            )
-        except TemplateError as error:
-            raise DataError(
-                f"the chat template refuses a conversation: {error}",
-                where=f"one of {part.height} pairs from {part['pair_id'][0]} on",
-                remedy="use roles and an order of turns that the template knows",
-            ) from None
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
+    where = f"one of {part.height} pairs from {part['pair_id'][0]} on"
     answered = [
-        tokens(
+        chat_tokens(
+            tokenizer,
             [
                 [*turns, {"role": "assistant", "content": text}]
                 for turns, text in zip(prompts, part[role], strict=True)
             ],
-            generate=False,
+            where,
         )
         for role in ("chosen", "rejected")
     ]
-    return zip(part["pair_id"], tokens(prompts, generate=True), *answered, strict=True)
+    asked = chat_tokens(tokenizer, prompts, where, add_generation_prompt=True)
+    return zip(part["pair_id"], asked, *answered, strict=True)

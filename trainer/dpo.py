@@ -14,25 +14,34 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from stages.chat_template import template_fingerprint
-from stages.content_ids import canonical_json, content_hash, weights_hash
-from stages.errors import ConfigError, MissingFileError, ModelError
-from trainer.checkpoints import forget_run, last_complete, run_folder
-from trainer.data_checks import (
-    ROW_COLUMNS,
-    check_preference_data,
-    require_columns,
-    require_trainable,
-    require_weights,
+from stages.content_ids import content_hash
+from stages.errors import ConfigError, ModelError
+from trainer import processes
+from trainer.adapters import (
+    MergedPolicy,
+    load_in_4_bits,
+    merged,
+    restore_adapter,
+    rounded_as,
 )
+from trainer.checkpoints import corruption_of, folder_of, forget_run, last_complete, run_folder
+from trainer.data_checks import require_trainable
+from trainer.disk_space import disk_space_explained
 from trainer.heldout import split
+from trainer.identity import data_sha256, named_weights_hash
 from trainer.isolation import isolated_torch, quiet
+from trainer.launch import train_in_processes
 from trainer.model_folder import (
     TrainingResult,
     publish,
     published,
     stored_dtypes,
     tokenizer_hashes,
+    weights_bytes,
 )
+from trainer.readiness import require_ready
+from trainer.reporting import TENSORBOARD_FOLDER, report_to_tensorboard
+from trainer.rows import check_rows, rows_to_train
 from trainer.stopping import warnings_of
 
 if TYPE_CHECKING:
@@ -65,6 +74,12 @@ class _Run:
     identity: dict[str, Any]
     fingerprint: str
 
+    @property
+    def adapters_off(self) -> bool:
+        """Whether the reference is the policy's own base, its adapters switched off."""
+        same = self.base_weights_hash == self.reference_weights_hash
+        return self.config.adapter is not None and same and not processes.sharding()
+
 
 def train_dpo(  # noqa: PLR0913, PLR0917
     rows: pl.DataFrame,
@@ -85,7 +100,8 @@ def train_dpo(  # noqa: PLR0913, PLR0917
     trained on in an order that depends on their ids and the seed only.
 
     Args:
-        rows: pair_id, prompt (list of role and content), chosen, rejected (texts).
+        rows: pair_id, prompt (list of role and content), chosen, rejected (texts), and what
+            `trainer.rows` knows beyond; of KTO answer_id, prompt, completion (text), label.
         policy: the folder of the model to train.
         reference: the folder of the frozen reference; often the same.
         config: the training's settings.
@@ -110,29 +126,54 @@ def train_dpo(  # noqa: PLR0913, PLR0917
             expected="a number: the estimate is the run's, and this is one training",
             where="training.label_smoothing",
         )
-    require_columns(rows)
-    if config.weight_by:
-        require_weights(rows, config.weight_by)
-    columns = [*ROW_COLUMNS, config.weight_by] if config.weight_by else ROW_COLUMNS
-    rows = rows.select(columns).sort("pair_id", "chosen", "rejected")
-    run = _identify(rows, policy, reference, config)
+    # What a loss without a reference goes away from is where it started.
+    reference = policy if config.reference_free else reference
+    run = _identify(rows_to_train(rows, config), policy, reference, config)
     done = published(output, run.fingerprint)
     if done:
         forget_run(checkpoints, run.fingerprint)
         return done
-    from trainer.out_of_memory import memory_explained
-
-    with quiet(), isolated_torch(config.threads):
-        tokenizer = _prepare(run, heldout_prompts)
-        with run_folder(checkpoints, run.fingerprint, run.identity) as folder:
-            with memory_explained(config):
-                trainer, facts = _train(run, tokenizer, folder, (progress, note))
-            metrics = metrics_frame(trainer.state.log_history)
-            manifest = {**_manifest(run, trainer), **facts}
-            publish(output, trainer.model, tokenizer, metrics, manifest)
+    if config.accelerate:
+        job = {
+            "policy": str(policy),
+            "reference": str(reference),
+            "config": config.model_copy(update={"accelerate": None}).model_dump(mode="json"),
+            "output": str(output),
+            "checkpoints": str(checkpoints),
+            "heldout_prompts": sorted(heldout_prompts),
+        }
+        train_in_processes(config.accelerate, rows, job, progress, note)
+    else:
+        _train_here(run, heldout_prompts, output, checkpoints, (progress, note))
     result = published(output, run.fingerprint)
     assert result is not None, "the result has just been published"
     return result
+
+
+def _train_here(
+    run: _Run,
+    heldout_prompts: frozenset[str],
+    output: Path,
+    checkpoints: Path,
+    watching: tuple[Callable[[int, int], None] | None, Callable[[str], None] | None],
+) -> None:
+    """Train in this process, which may be one of several, and publish the result."""
+    from trainer.out_of_memory import memory_explained
+
+    name = f"{run.fingerprint}{processes.suffix()}"
+    with quiet(), isolated_torch(run.config.threads):
+        tokenizer = _prepare(run, heldout_prompts)
+        opened = run_folder(checkpoints, name, run.identity)
+        with (
+            disk_space_explained(checkpoints, output, weights_bytes(run.policy)),
+            processes.opened_by_first(opened, folder_of(checkpoints, name)) as folder,
+        ):
+            with memory_explained(run.config):
+                trainer, facts = _train(run, tokenizer, folder, watching)
+            if processes.is_first():
+                metrics = metrics_frame(trainer.state.log_history)
+                manifest = {**_manifest(run, trainer), **facts}
+                publish(output, _result(run, trainer.model), tokenizer, metrics, manifest)
 
 
 def _prepare(run: _Run, heldout_prompts: frozenset[str]) -> Any:
@@ -140,12 +181,14 @@ def _prepare(run: _Run, heldout_prompts: frozenset[str]) -> Any:
     from trainer.trl_trainer import require_device
 
     require_device(run.config)
+    require_ready(run.config)
+    processes.require_divisible(run.rows.height, run.config)
     tokenizer = _load_tokenizer(run.policy, run.reference)
     context = json.loads((run.policy / "config.json").read_text()).get("max_position_embeddings")
     limit = min(run.config.max_length_tokens, context or run.config.max_length_tokens)
     for rows in (run.rows, run.heldout):
         if not rows.is_empty():
-            require_trainable(check_preference_data(rows, tokenizer, limit, heldout_prompts))
+            require_trainable(check_rows(rows, tokenizer, limit, heldout_prompts))
     return tokenizer
 
 
@@ -159,6 +202,7 @@ def _train(
 
     ``folder`` holds the checkpoints.
     """
+    from trainer.kto_trainer import build_kto_trainer
     from trainer.trl_trainer import (
         RunCallback,
         build_trainer,
@@ -167,30 +211,46 @@ def _train(
         share_prompts_in,
     )
 
-    models = (_load_model(run.policy), _load_model(run.reference))
+    without = run.adapters_off or run.config.reference_free
+    models = (_load_policy(run), None if without else _load_model(run.reference))
     use_cache = models[0].config.use_cache
     progress, _ = watching
     callback = RunCallback(folder, *watching)
     heldout = None if run.heldout.is_empty() else run.heldout
-    trainer = build_trainer(models, tokenizer, run.rows, run.config, callback, heldout)
+    if run.config.loss_type == "kto":
+        trainer = build_kto_trainer(models, tokenizer, run.rows, run.config, callback)
+    else:
+        trainer = build_trainer(models, tokenizer, run.rows, run.config, callback, heldout)
     del models
     reason: str | None = "fast_path is off"
     undo = _nothing
-    if run.config.fast_path == "auto":
+    sharding = processes.sharding()
+    if sharding:
+        reason = f"{sharding} spreads the model over the processes"
+    elif run.config.fast_path == "auto":
         reason, undo = share_prompts_in(trainer)
     path = "shared prompts" if reason is None else f"TRL's own: {reason}"
-    identity = {"reference": run.reference_weights_hash, "path": path}
+    identity = {"reference": _reference_name(run), "path": path}
     checks = _checks(run, trainer)
-    cache_reference(trainer, folder.parent.parent / REFERENCE_FOLDER, identity, progress)
-    if run.base_weights_hash == run.reference_weights_hash:
-        require_zero_margins(trainer)
+    if not run.config.reference_free:
+        cache_reference(trainer, folder.parent.parent / REFERENCE_FOLDER, identity, progress)
+        if run.base_weights_hash == run.reference_weights_hash:
+            require_zero_margins(trainer)
+    if "tensorboard" in run.config.report_to and processes.is_first():
+        report_to_tensorboard(trainer, folder.parent.parent / TENSORBOARD_FOLDER / folder.name)
     checkpoint = last_complete(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     undo()
     facts = {"computation": path, "steps": trainer.state.global_step, "stopped": checks.stopped}
     if checks.stopped:
-        facts["steps"] = _last_that_passed(trainer, folder, checks.stopped)
-    facts["warnings"] = warnings_of(trainer.state.log_history, run.config.stopping)
+        facts["steps"] = _last_that_passed(run, trainer, folder, checks.stopped)
+    elif sharding:
+        checkpoint = last_complete(folder)
+        assert checkpoint, "the last step is saved"
+        trainer.model = _policy_in(run, trainer, checkpoint)
+    far = warnings_of(trainer.state.log_history, run.config.stopping)
+    facts["warnings"] = [*corruption_of(folder), *far]
+    facts["warnings"] += processes.warnings(run.rows.height, run.config)
     # The trainer turned the cache off; a saved model must generate as fast as the base.
     trainer.model.config.use_cache = use_cache
     return trainer, facts
@@ -202,18 +262,32 @@ def _checks(run: _Run, trainer: Any) -> CheckCallback:
     from trainer.heldout import HeldoutPairs
     from trainer.kl import KLEstimator
 
-    def load(folder: Path) -> Callable[[], Any]:
-        return lambda: _load_model(folder)
+    def copy_of_policy(model: Any) -> Any:
+        base = _load_model(run.policy)
+        if run.config.adapter:
+            return merged(model, base)
+        base.load_state_dict(model.state_dict())
+        return base
 
-    loaders = load(run.policy), load(run.reference)
-    kl = KLEstimator(trainer, loaders, run.config) if run.config.stopping.kl_samples else None
+    def reference(model: Any) -> Any:
+        base = _load_model(run.reference)
+        return rounded_as(model, base) if run.adapters_off else base
+
+    loaders = copy_of_policy, reference
+    measures_kl = run.config.stopping.kl_samples and not processes.sharding()
+    kl = KLEstimator(trainer, loaders, run.config) if measures_kl else None
     heldout = HeldoutPairs(trainer, trainer.eval_dataset) if trainer.eval_dataset else None
     checks = CheckCallback(trainer, run.config, kl, heldout)
     trainer.add_callback(checks)
     return checks
 
 
-def _last_that_passed(trainer: Any, folder: Path, stopped: dict[str, Any]) -> int:
+def _result(run: _Run, model: Any) -> Any:
+    """Return what is to be saved of the trained ``model``."""
+    return MergedPolicy(model, _load_model(run.policy)) if run.config.adapter else model
+
+
+def _last_that_passed(run: _Run, trainer: Any, folder: Path, stopped: dict[str, Any]) -> int:
     """Give ``trainer`` the policy of the last check that passed; return its step.
 
     Raises:
@@ -227,8 +301,20 @@ def _last_that_passed(trainer: Any, folder: Path, stopped: dict[str, Any]) -> in
             where="training.stopping",
             remedy="lower learning_rate or checkpoint_every_steps, raise beta or the limit",
         )
-    trainer.model = _load_model(checkpoint)
+    trainer.model = _policy_in(run, trainer, checkpoint)
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _policy_in(run: _Run, trainer: Any, checkpoint: Path) -> Any:
+    """Return the policy of ``checkpoint``, with its adapters beside where it has some."""
+    if processes.sharding():
+        from trainer.sharded import whole_policy
+
+        return whole_policy(checkpoint, _load_model(run.policy), run.config.adapter)
+    if run.config.adapter:
+        restore_adapter(trainer.model, checkpoint)
+        return trainer.model
+    return _load_model(checkpoint)
 
 
 def _nothing() -> None:
@@ -246,19 +332,22 @@ def _manifest(run: _Run, trainer: Any) -> dict[str, Any]:
 
     return {
         "fingerprint": run.fingerprint,
-        "settings": run.config.model_dump(mode="json"),
+        "settings": run.config.deciding(),
         "seed": run.config.seed,
         "base_weights_hash": run.base_weights_hash,
         "reference_weights_hash": run.reference_weights_hash,
         "base_dtypes": stored_dtypes(run.policy),
+        "unit": trainer.unit,
         "pairs": run.rows.height,
         "heldout_pairs": run.heldout.height,
-        "pair_ids_sha256": hashlib.sha256("\n".join(run.rows["pair_id"]).encode()).hexdigest(),
+        "pair_ids_sha256": hashlib.sha256("\n".join(run.rows.to_series()).encode()).hexdigest(),
         "data_sha256": run.identity["data_sha256"],
         "template_fingerprint": template_fingerprint(trainer.processing_class),
         "device": trainer.args.device.type,
         "autocast": "bf16" if trainer.args.bf16 else "none",
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
+        "sharding": processes.sharding(),
     }
 
 
@@ -275,23 +364,18 @@ def metrics_frame(log_history: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def _identify(rows: pl.DataFrame, policy: Path, reference: Path, config: DPOTrainingConfig) -> _Run:
-    hashes = {}
-    for name, folder in (("policy", policy), ("reference", reference)):
-        try:
-            hashes[name] = weights_hash(folder)
-        except FileNotFoundError as error:
-            raise MissingFileError(
-                f"the {name} holds no model: {error}",
-                expected="a folder with config.json, safetensors and a tokenizer",
-            ) from None
+    hashes = {
+        name: named_weights_hash(name, folder)
+        for name, folder in (("policy", policy), ("reference", reference))
+    }
     identity = {
         "version": VERSION,
-        "settings": config.model_dump(mode="json"),
+        "settings": config.deciding(),
         "base_weights_hash": hashes["policy"],
         "reference_weights_hash": hashes["reference"],
         "tokenizer_sha256": tokenizer_hashes(policy),
         "pairs": rows.height,
-        "data_sha256": _data_sha256(rows),
+        "data_sha256": data_sha256(rows),
     }
     trained, heldout = split(rows, config.stopping.heldout_share, config.seed)
     return _Run(
@@ -305,14 +389,6 @@ def _identify(rows: pl.DataFrame, policy: Path, reference: Path, config: DPOTrai
         identity=identity,
         fingerprint=content_hash(identity),
     )
-
-
-def _data_sha256(rows: pl.DataFrame) -> str:
-    digest = hashlib.sha256()
-    for row in rows.iter_rows():
-        digest.update(canonical_json(row).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
 
 
 def _load_tokenizer(policy: Path, reference: Path) -> Any:
@@ -350,6 +426,22 @@ def _load_tokenizer(policy: Path, reference: Path) -> Any:
             where=f"{policy}, {reference}",
         )
     return ours
+
+
+def _load_policy(run: _Run) -> Any:
+    """Return the policy before training, in 4 bits where its adapters want that."""
+    adapter = run.config.adapter
+    if adapter is None or adapter.kind == "lora":
+        return _load_model(run.policy)
+    import accelerate
+
+    return load_in_4_bits(run.policy, accelerate.PartialState().device)
+
+
+def _reference_name(run: _Run) -> str:
+    """Return what names the weights that give the reference's log-probabilities."""
+    quantised = run.adapters_off and run.config.adapter and run.config.adapter.kind == "qlora"
+    return f"{run.reference_weights_hash}{' in 4 bits' if quantised else ''}"
 
 
 def _load_model(folder: Path) -> Any:

@@ -9,7 +9,7 @@ import pydantic
 
 from stages.configuration import Config
 from stages.errors import DataError
-from stages.tables import GATES
+from stages.tables import CAPABILITIES, GATES
 from trainer.evaluation import EVEN, EVERY_STRATUM, KL, LENGTH_CONTROLLED, READ, TEXT_LOSS
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ class GateConfig(Config):
     """By how much `metric` (without one the win rate, from 0.5) may fall in any stratum."""
     maximum_text_loss_growth_nats: Annotated[float, pydantic.Field(ge=0)] | None = None
     """By how much the mean loss per token on `evaluation.texts` may grow; 0.1: perplexity +11 %."""
+    capability_tolerances: dict[str, Annotated[float, pydantic.Field(ge=0)]] = pydantic.Field(
+        default={}
+    )
+    """By how much each metric of a capability may be worse, by the name that it has on the card
+    (`evaluation.card`); the card marks a regression beyond it."""
     force: bool = False
     """Promote whatever the criteria say; what was overruled is recorded."""
 
@@ -59,16 +64,20 @@ class Criterion(NamedTuple):
         return self.value > self.limit if self.above else self.value <= self.limit
 
 
-def judge_gate(evaluations: pl.DataFrame, config: GateConfig) -> tuple[pl.DataFrame, bool]:
+def judge_gate(
+    evaluations: pl.DataFrame, config: GateConfig, card: pl.DataFrame | None = None
+) -> tuple[pl.DataFrame, bool]:
     """Return the GATES rows (without round_id) and whether the policy is promoted.
 
-    ``evaluations`` are the rows of `evaluation.evaluations`. A policy is promoted when every
-    criterion passed, or by force.
+    ``evaluations`` are the rows of `evaluation.evaluations`, ``card`` those of
+    `capabilities.capabilities`. A policy is promoted when every criterion passed, or by force.
 
     Raises:
-        DataError: an evaluation that a criterion needs is not there.
+        DataError: an evaluation or a capability that a criterion needs is not there.
     """
     criteria = list(_criteria(evaluations, config))
+    if config.capability_tolerances:
+        criteria += _capabilities(CAPABILITIES.empty() if card is None else card, config)
     failed = sum(not criterion.passed for criterion in criteria)
     if failed and config.force:
         criteria.append(Criterion(FORCED, failed, 0, above=False))
@@ -110,6 +119,25 @@ def _criteria(evaluations: pl.DataFrame, config: GateConfig) -> Iterator[Criteri
             name = f"{metric}/{decoding} drop in {stratum}"
             # + 0.0 turns -0.0 into 0.0
             yield Criterion(name, -difference + 0.0, config.maximum_stratum_drop, above=False)
+
+
+def _capabilities(card: pl.DataFrame, config: GateConfig) -> Iterator[Criterion]:
+    """Yield how much worse each metric of the named capabilities got."""
+    compared = card.filter(stratum=EVERY_STRATUM).drop_nulls("difference")
+    for name, tolerance in config.capability_tolerances.items():
+        own = compared.filter(capability=name)
+        if own.is_empty():
+            known = ", ".join(sorted(compared["capability"].unique()))
+            raise DataError(
+                f"the gate found no capability {name!r} of both policies on the card",
+                expected=f"one of those compared: {known or 'none'}",
+                where="gate.capability_tolerances",
+                remedy="put it on the card (`evaluation.card`), or take its tolerance away",
+            )
+        columns = ("capability", "metric", "difference", "higher_is_better")
+        for capability, metric, difference, better in own.select(columns).iter_rows():
+            drop = -difference if better else difference
+            yield Criterion(f"{capability}/{metric} drop", drop + 0.0, tolerance, above=False)
 
 
 def _whole(evaluations: pl.DataFrame, metric: str, decoding: str) -> dict[str, float]:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def split(rows: pl.DataFrame, share: float, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the pairs to train on and those to measure on, which have none of their prompts.
+def split(
+    rows: pl.DataFrame, share: float, seed: int, where: str = "training.stopping.heldout_share"
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the rows to train on and those to measure on, which have none of their prompts.
 
-    Decided by the prompts' texts and the seed alone.
+    Decided by the prompts' texts and the seed alone. ``where`` is the setting of ``share``.
 
     Raises:
         DataError: one of the two would be empty.
@@ -33,9 +35,9 @@ def split(rows: pl.DataFrame, share: float, seed: int) -> tuple[pl.DataFrame, pl
     is_aside = keys.is_in(kept_aside)
     if not is_aside.any() or is_aside.all():
         raise DataError(
-            f"heldout_share {share:g} of {len(different)} prompts leaves no pair on one side",
+            f"heldout_share {share:g} of {len(different)} prompts leaves no row on one side",
             expected="at least one prompt to train on and one to measure on",
-            where="training.stopping.heldout_share",
+            where=where,
         )
     return rows.filter(~is_aside), rows.filter(is_aside)
 
@@ -51,13 +53,14 @@ class HeldoutPairs:
             for first in range(0, len(dataset), size)
         )
         self.batches = [trainer.data_collator(batch) for batch in batches]
-        self.reference = self._log_ratios(trainer, trainer.ref_model)
+        without = trainer.reference_free
+        self.reference = 0.0 if without else self._log_ratios(trainer, trainer.ref_model)
 
     def measure(self, trainer: Any) -> dict[str, float]:
         """Return the mean margin and accuracy of the policy's implicit rewards.
 
         The margin is beta times the mean log-ratio of chosen over rejected (Rafailov et al. 2023,
-        section 4), in nats.
+        section 4), in nats; without a reference, beta times the difference that the loss takes.
         """
         margins = trainer.beta * (self._log_ratios(trainer, trainer.model) - self.reference)
         return {

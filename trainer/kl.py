@@ -35,10 +35,13 @@ class KLEstimator:
     def __init__(
         self,
         trainer: Any,
-        loaders: tuple[Callable[[], Any], Callable[[], Any]],
+        loaders: tuple[Callable[[Any], Any], Callable[[Any], Any]],
         config: DPOTrainingConfig,
     ) -> None:
-        """Choose prompts of ``trainer``; ``loaders`` load the base policy and the reference."""
+        """Choose prompts of ``trainer``.
+
+        Given the model in training, ``loaders`` return a copy of the policy and the reference.
+        """
         prompts = trainer.train_dataset["prompt_ids"]
         self.prompts = _chosen(prompts, config.stopping.kl_samples, config.seed)
         self.loaders = loaders
@@ -47,10 +50,8 @@ class KLEstimator:
 
     def estimate(self, model: Any, step: int) -> float:
         """Return the mean over the responses in nats; the same for the same weights and step."""
-        load_policy, load_reference = self.loaders
-        policy = load_policy()
-        policy.load_state_dict(model.state_dict())
-        policy.to(model.device).eval()
+        copy_policy, load_reference = self.loaders
+        policy = copy_policy(model).to(model.device).eval()
         # A model's own generation settings, such as a repetition penalty, would not sample from it.
         ends = policy.generation_config.eos_token_id
         policy.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self.pad)
@@ -59,7 +60,7 @@ class KLEstimator:
             responses = self._responses(policy)
         ours = [_log_probs(policy, *response) for response in responses]
         del policy
-        reference = load_reference().to(model.device).eval()
+        reference = load_reference(model).to(model.device).eval()
         theirs = [_log_probs(reference, *response) for response in responses]
         estimates = [kl_of_tokens(*pair) for pair in zip(ours, theirs, strict=True)]
         return sum(estimates) / len(estimates)

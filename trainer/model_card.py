@@ -1,4 +1,4 @@
-"""The README.md of a trained policy, in the form of Hugging Face's model cards."""
+"""The README.md of a trained model, in the form of Hugging Face's model cards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from trainer.dpo_settings import REFERENCE_FREE_LOSSES
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import polars as pl
 
@@ -37,22 +39,28 @@ def model_card(manifest: dict[str, Any], metrics: pl.DataFrame) -> str:
         metrics: step, metric, value.
     """
     settings = manifest["settings"]
+    loss = settings["loss_type"]
+    family = loss if loss in {*REFERENCE_FREE_LOSSES, "kto"} else "dpo"
     header = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["dpo", "trl", "preference-optimization", settings["loss_type"]],
+        "tags": [*dict.fromkeys([family, "trl", "preference-optimization", loss])],
     }
     facts = {
-        "loss": f"{settings['loss_type']}, beta {settings['beta']:g}",
-        "pairs trained on": f"{manifest['pairs']:,}",
+        "loss": f"{loss}, beta {settings['beta']:g}",
+        f"{manifest['unit']} trained on": f"{manifest['pairs']:,}",
         "optimizer steps": f"{manifest['steps']:,}",
+        "trained weights": trained_weights(settings["adapter"]),
         "weights": _code(manifest["weights_hash"]),
         "weights before training": _code(manifest["base_weights_hash"]),
-        "reference weights": _code(manifest["reference_weights_hash"]),
+        "reference weights": _code(manifest["reference_weights_hash"])
+        if loss not in REFERENCE_FREE_LOSSES
+        else "none: the loss has no reference",
         "data (SHA-256)": _code(manifest["data_sha256"]),
         "chat template": _code(manifest["template_fingerprint"]),
         "seed": str(manifest["seed"]),
-        "computed on": f"{manifest['device']}, autocast {manifest['autocast']}",
+        "computed on": f"{manifest['device']}, autocast {manifest['autocast']}, "
+        f"processes {manifest['processes']}",
         "libraries": ", ".join(f"{name} {of}" for name, of in manifest["versions"].items()),
     }
     notes = list(manifest["warnings"])
@@ -61,16 +69,39 @@ def model_card(manifest: dict[str, Any], metrics: pl.DataFrame) -> str:
             f"Training ended early, at step {manifest['stopped']['step']}: "
             f"{manifest['stopped']['reason']}."
         )
+    title = "A policy trained on preferences"
+    return card_text(header, f"# {title}\n\n{INTRODUCTION}", facts, notes, course(metrics, SHOWN))
+
+
+def trained_weights(adapter: dict[str, Any] | None) -> str:
+    """Return what was trained, given the settings of the adapters if there were any."""
+    if adapter is None:
+        return "all"
+    layers = adapter["target_modules"]
+    where = "all linear layers" if layers == "all-linear" else ", ".join(layers)
+    return (
+        f"{adapter['kind']} of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {where}; "
+        "merged into these weights, and alone in `adapter/`"
+    )
+
+
+def card_text(
+    header: dict[str, Any],
+    introduction: str,
+    facts: dict[str, str],
+    notes: Iterable[str],
+    shown: Iterable[tuple[str, str, str]],
+) -> str:
+    """Return a card; ``shown`` are metrics with their first and last value."""
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
-            "# A policy trained on preference pairs\n",
-            INTRODUCTION,
+            introduction,
             *_table(("what", "value"), facts.items()),
             "",
             *[f"- {note}" for note in notes],
             "\n## Course of the training\n",
-            *_table(("metric", "first", "last"), _course(metrics)),
+            *_table(("metric", "first", "last"), shown),
             "",
         ]
     )
@@ -80,9 +111,9 @@ def _code(text: str) -> str:
     return f"`{text}`"
 
 
-def _course(metrics: pl.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """Yield each shown metric's meaning, first and last value."""
-    for name, meaning in SHOWN.items():
+def course(metrics: pl.DataFrame, shown: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the meaning of each metric in ``shown``, its first and its last value."""
+    for name, meaning in shown.items():
         values = metrics.filter(metric=name).sort("step")["value"]
         if len(values):
             yield meaning, f"{values[0]:.3g}", f"{values[-1]:.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from trainer.checkpoints import flush, write_json
 from trainer.model_card import model_card
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -52,8 +54,29 @@ def published(output: Path, fingerprint: str) -> TrainingResult | None:
     Raises:
         WorkspaceError: the folder holds something else.
     """
+    manifest = published_manifest(output, fingerprint)
+    if manifest is None:
+        return None
+    return TrainingResult(
+        model_path=output,
+        weights_hash=manifest["weights_hash"],
+        reference_weights_hash=manifest["reference_weights_hash"],
+        base_weights_hash=manifest["base_weights_hash"],
+        metrics=pl.read_parquet(output / METRICS),
+        steps=manifest["steps"],
+        pairs=manifest["pairs"],
+    )
+
+
+def published_manifest(output: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the manifest of the result already in ``output``, or None when there is nothing.
+
+    Raises:
+        WorkspaceError: the folder holds something else.
+    """
     if not output.exists():
         return None
+    manifest: dict[str, Any]
     try:
         manifest = json.loads((output / MANIFEST).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -67,19 +90,27 @@ def published(output: Path, fingerprint: str) -> TrainingResult | None:
             where=f"{output}, fingerprint {manifest.get('fingerprint')}",
             remedy="choose another output folder or remove that one",
         )
-    return TrainingResult(
-        model_path=output,
-        weights_hash=manifest["weights_hash"],
-        reference_weights_hash=manifest["reference_weights_hash"],
-        base_weights_hash=manifest["base_weights_hash"],
-        metrics=pl.read_parquet(output / METRICS),
-        steps=manifest["steps"],
-        pairs=manifest["pairs"],
-    )
+    return manifest
+
+
+def noteworthy(manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence for each warning of a training, and for its early end."""
+    sentences: list[str] = list(manifest["warnings"])
+    if stopped := manifest["stopped"]:
+        sentences.append(
+            f"stopped at step {stopped['step']}: {stopped['reason']}; the policy is that of "
+            f"step {manifest['steps']}"
+        )
+    return sentences
 
 
 def publish(
-    output: Path, model: Any, tokenizer: Any, metrics: pl.DataFrame, manifest: dict[str, Any]
+    output: Path,
+    model: Any,
+    tokenizer: Any,
+    metrics: pl.DataFrame,
+    manifest: dict[str, Any],
+    card: Callable[[dict[str, Any], pl.DataFrame], str] = model_card,
 ) -> None:
     """Save model, tokenizer, metrics, manifest and card in ``output``: all of them or nothing.
 
@@ -89,20 +120,25 @@ def publish(
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    metrics.write_parquet(partial / METRICS)
-    manifest = {
-        **manifest,
-        "weights_hash": weights_hash(partial),
-        "saved_dtypes": stored_dtypes(partial),
-        "versions": library_versions(),
-    }
-    write_json(partial / MANIFEST, manifest)
-    (partial / CARD).write_text(model_card(manifest, metrics), encoding="utf-8")
-    for path in partial.iterdir():
-        flush(path)
-    partial.rename(output)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        metrics.write_parquet(partial / METRICS)
+        manifest = {
+            **manifest,
+            "weights_hash": weights_hash(partial),
+            "saved_dtypes": stored_dtypes(partial),
+            "versions": library_versions(),
+        }
+        write_json(partial / MANIFEST, manifest)
+        (partial / CARD).write_text(card(manifest, metrics), encoding="utf-8")
+        for path in partial.rglob("*"):
+            flush(path)
+        partial.rename(output)
+    except BaseException:
+        # On a full disk, what is left of it would be in the way of trying again.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     flush(output.parent)
 
 
@@ -115,6 +151,18 @@ def stored_dtypes(folder: Path) -> list[str]:
         with safe_open(path, framework="numpy") as tensors:
             found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     return sorted(found)
+
+
+def weights_bytes(folder: Path) -> int:
+    """Return the size of the weights in a model folder's safetensors, as fp32."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+            count += sum(map(math.prod, shapes))
+    return 4 * count
 
 
 def tokenizer_hashes(folder: Path) -> dict[str, str]:

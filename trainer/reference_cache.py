@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stages.content_ids import canonical_json, content_hash
+from stages.errors import WorkspaceError
+from trainer import processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,14 +38,14 @@ def reference_key(trainer: Any, identity: dict[str, Any]) -> str:
     """
     arguments = trainer.args
     digest = hashlib.sha256()
-    for row in trainer.train_dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]):
+    for row in trainer.train_dataset.select_columns(list(trainer.token_columns)):
         digest.update(canonical_json(row).encode() + b"\n")
     return content_hash(
         {
             "version": VERSION,
             "tokens_sha256": digest.hexdigest(),
             "max_length": arguments.max_length,
-            "truncation_mode": trainer.data_collator.truncation_mode,
+            "truncation_mode": getattr(trainer.data_collator, "truncation_mode", None),
             "pad_token_id": trainer.data_collator.pad_token_id,
             "ld_alpha": trainer.ld_alpha,
             "batch_size": arguments.per_device_train_batch_size,
@@ -61,40 +63,76 @@ def reference_log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log pi_ref(y|x) of every chosen and every rejected, (pairs,) each, in nats.
 
+    Of KTO: of every answer and every mismatched one.
+
     In the order of ``trainer.train_dataset``; its reference model computes what is not in
-    ``folder``. ``progress`` is called with the pairs done and their number when some were computed.
+    ``folder``. Several processes share that work. ``progress`` is called with the pairs done and
+    their number when some were computed.
     """
     rows_per_part = BATCHES_PER_PART * trainer.args.per_device_train_batch_size
     count = len(trainer.train_dataset)
-    parts = []
-    for index, first in enumerate(range(0, count, rows_per_part)):
-        path = folder / key / f"part-{index:05d}.safetensors"
-        end = min(first + rows_per_part, count)
-        part = _read(path, end - first)
-        if part is None:
-            part = _computed(trainer, range(first, end))
-            _commit(path, part)
-            if progress:
-                progress(end, count)
-        parts.append(part)
+    ranges = [
+        range(first, min(first + rows_per_part, count)) for first in range(0, count, rows_per_part)
+    ]
+    paths = [folder / key / f"part-{index:05d}.safetensors" for index in range(len(ranges))]
+    missing = [index for index, rows in enumerate(ranges) if _read(paths[index], len(rows)) is None]
+    processes.wait_for_all()  # none may write before all have seen what is missing
+    for first in range(0, len(missing), processes.count()):
+        share = missing[first : first + processes.count()]
+        # In a model spread over the processes each step is one of all of them.
+        if processes.index() < len(share) or processes.sharding():
+            index = share[min(processes.index(), len(share) - 1)]
+            part = _computed(trainer, ranges[index], len(ranges[share[0]]))
+            if processes.index() < len(share):
+                _commit(paths[index], part)
+        if progress:
+            progress(ranges[share[-1]].stop, count)
+    processes.wait_for_all()
+    parts = [_written(path, len(rows)) for path, rows in zip(paths, ranges, strict=True)]
     return (
         torch.cat([part["chosen"] for part in parts]),
         torch.cat([part["rejected"] for part in parts]),
     )
 
 
-def _computed(trainer: Any, rows: range) -> dict[str, torch.Tensor]:
+def _computed(trainer: Any, rows: range, at_least: int) -> dict[str, torch.Tensor]:
+    """Return the part of ``rows``.
+
+    Of a model spread over the processes as many batches are computed as of ``at_least`` rows, the
+    first batch again and again after the last, so that all processes take as many steps.
+    """
     size = trainer.args.per_device_train_batch_size
+    starts = list(range(rows.start, rows.stop, size))
+    if processes.sharding():
+        starts += [rows.start] * (-(-at_least // size) - len(starts))
     chosen, rejected = [], []
     trainer.ref_model.eval()
-    for first in range(rows.start, rows.stop, size):
+    for first in starts:
         indices = range(first, min(first + size, rows.stop))
         batch = trainer.data_collator([trainer.train_dataset[index] for index in indices])
         batch = trainer._prepare_inputs(batch)  # noqa: SLF001
         of_chosen, of_rejected = trainer.compute_ref_log_probs(trainer.ref_model, batch)
         chosen.append(of_chosen.float().cpu())
         rejected.append(of_rejected.float().cpu())
-    return {"chosen": torch.cat(chosen), "rejected": torch.cat(rejected)}
+    count = len(rows)
+    return {"chosen": torch.cat(chosen)[:count], "rejected": torch.cat(rejected)[:count]}
+
+
+def _written(path: Path, rows: int) -> dict[str, torch.Tensor]:
+    """Return a part that has just been found or written.
+
+    Raises:
+        WorkspaceError: it is gone, or broken.
+    """
+    part = _read(path, rows)
+    if part is None:
+        raise WorkspaceError(
+            "the reference's log-probabilities cannot be read back",
+            expected=f"{rows} rows as they were written",
+            where=str(path),
+            remedy="look at the disk; the same command computes them again",
+        )
+    return part
 
 
 def _read(path: Path, rows: int) -> dict[str, torch.Tensor] | None:

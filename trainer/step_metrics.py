@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SPEEDS = ("tokens_per_second", "pairs_per_second", "peak_memory_gib")
+SPEEDS = ("tokens_per_second", "pairs_per_second", "answers_per_second", "peak_memory_gib")
 """The metrics that two equal trainings do not share."""
 
 LEAST_PAIRS = 3
@@ -23,7 +23,10 @@ LEAST_SPREAD = 1e-4
 
 
 class Pairs(NamedTuple):
-    """A micro-batch's answers: (pairs,) each, in tokens and in nats relative to the reference."""
+    """A micro-batch's answers: (pairs,) each, in tokens and in nats relative to the reference.
+
+    Of a loss without a reference, in nats as the loss takes them.
+    """
 
     chosen_tokens: torch.Tensor
     rejected_tokens: torch.Tensor
@@ -55,8 +58,10 @@ def pairs_of(log_probs: torch.Tensor, inputs: dict[str, Any], ld_alpha: float | 
     )
 
 
-def step_metrics(batches: list[Pairs]) -> dict[str, float]:
+def step_metrics(batches: list[Pairs], *, with_reference: bool = True) -> dict[str, float]:
     """Return the means over a step's pairs, and the correlation of length with margin.
+
+    Without a reference there is no drift.
 
     The correlation (Pearson) is between chosen less rejected in tokens and in drift: near 1 the
     policy learns that longer is better. It is missing where it has no meaning: below three pairs,
@@ -66,9 +71,10 @@ def step_metrics(batches: list[Pairs]) -> dict[str, float]:
     found = {
         "completion_tokens/chosen": pairs.chosen_tokens.mean().item(),
         "completion_tokens/rejected": pairs.rejected_tokens.mean().item(),
-        "drift/chosen": pairs.chosen_drift.mean().item(),
-        "drift/rejected": pairs.rejected_drift.mean().item(),
     }
+    if with_reference:
+        found["drift/chosen"] = pairs.chosen_drift.mean().item()
+        found["drift/rejected"] = pairs.rejected_drift.mean().item()
     longer = pairs.chosen_tokens - pairs.rejected_tokens
     margins = pairs.chosen_drift - pairs.rejected_drift
     if len(longer) >= LEAST_PAIRS and longer.std() > 0 and margins.std() > LEAST_SPREAD:
@@ -88,8 +94,8 @@ class Speed:
         """Begin a step; ``tokens`` were trained on before."""
         self._started, self._tokens = self._clock(), tokens
 
-    def metrics(self, tokens: int, pairs: int) -> dict[str, float]:
-        """Return tokens and pairs per second of the step, and the process's peak memory so far.
+    def metrics(self, tokens: int, rows: int, unit: str = "pairs") -> dict[str, float]:
+        """Return tokens and rows per second of the step, and the process's peak memory so far.
 
         Tokens are counted as TRL does: a prompt twice, padding not at all.
         """
@@ -100,6 +106,6 @@ class Speed:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "tokens_per_second": (tokens - self._tokens) / seconds,
-            "pairs_per_second": pairs / seconds,
+            f"{unit}_per_second": rows / seconds,
             "peak_memory_gib": peak / 2**30,
         }

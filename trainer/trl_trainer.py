@@ -6,18 +6,19 @@ Imports torch and trl at once: import this module inside the function that needs
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl import DPOConfig
 
 from stages.errors import ConfigError, ModelError
+from trainer import processes
+from trainer.adapters import WithoutAdapters, base_of, lora_config, train_in_fp32
 from trainer.checkpoints import last_complete, mark_complete
 from trainer.losses import trl_loss_settings
-from trainer.step_metrics import Pairs, pairs_of
+from trainer.private_dpo import PrivateDPOTrainer
+from trainer.steps import with_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,76 +27,16 @@ if TYPE_CHECKING:
     import polars as pl
 
     from trainer.dpo_settings import DPOTrainingConfig
+    from trainer.training_settings import TrainingConfig
 
 MAXIMUM_INITIAL_LOG_RATIO_NATS = 1e-4
 """How far log pi(y|x) of two models with equal weights may lie apart, summed over a completion."""
 
+SHOWN_ROWS = 16
+"""Ids of a step's rows that an error names."""
+
 SHARED_TOLERANCE, SHARED_TOLERANCE_BF16 = 1e-4, 2e-2
 """How far log pi(y|x) with shared prompts may lie from TRL's, relative to it or to a nat."""
-
-
-class PrivateDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer without telemetry and without model cards in the checkpoint folder.
-
-    It also keeps what the step's pairs say, and weighs the gradients of weighted pairs.
-    """
-
-    def __init__(self, **arguments: Any) -> None:
-        """Begin with nobody asking for the step's pairs."""
-        super().__init__(**arguments)
-        self.step_pairs: list[Pairs] | None = None
-        """What a step's micro-batches say, for whom empties it after each step; None for nobody."""
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        """Return TRL's loss.
-
-        A pair's loss depends on no other pair's log-probabilities, so the gradient with respect to
-        its rows times its weight is that of the weighted loss, whatever the loss is.
-        """
-        weights, inputs = inputs.get("weight"), _without_weight(inputs)
-        outputs: list[Any] = []
-
-        def recorded(**arguments: Any) -> Any:
-            outputs.append(model(**arguments))
-            return outputs[-1]
-
-        loss = super()._compute_loss(recorded, inputs, return_outputs)
-        log_probs = outputs[0].log_probs
-        if weights is not None and log_probs.requires_grad:
-            log_probs.register_hook(lambda gradient: gradient * weights.repeat(2)[:, None])
-        if self.model.training and self.step_pairs is not None:
-            self.step_pairs.append(pairs_of(log_probs, inputs, self.ld_alpha))
-        return loss
-
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """Return the summed log-probabilities of chosen and rejected, (pairs,) each."""
-        return super().compute_ref_log_probs(model, _without_weight(inputs))
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if "weight" not in self._signature_columns:
-            self._signature_columns.append("weight")
-
-    def _send_telemetry(self) -> None:
-        """TRL reports each trainer to Hugging Face; training on preferences is private."""
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """TRL writes a README.md at every checkpoint; ours comes with the result."""
-
-
-def _without_weight(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "weight"}
-
-
-class WeighingCollator(DataCollatorForPreference):  # type: ignore[misc]
-    """TRL's collator, which also hands on the pairs' weights where there are any."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch, `weight` (pairs,) in it."""
-        batch: dict[str, Any] = super().torch_call(examples)
-        if "weight" in examples[0]:
-            batch["weight"] = torch.tensor([example["weight"] for example in examples])
-        return batch
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
@@ -108,6 +49,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         note: Callable[[str], None] | None = None,
     ) -> None:
         """Watch the training in ``folder``: ``note`` is given each step's metrics as one line."""
+        self.line = metrics_line
         self.folder = folder
         self.progress = progress
         self.note = note
@@ -121,6 +63,19 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self.progress:
             self.progress(state.global_step, state.max_steps)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin to note the step's rows."""
+        del args, state, control
+        self.trainer.step_rows = []
+
+    def _step_ids(self) -> str:
+        """Return the ids of the step's rows as the end of a sentence, where they are known."""
+        rows, ids = self.trainer.step_rows, getattr(self.trainer, "row_ids", None)
+        if not ids or not rows:
+            return ""
+        more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+        return f", on {', '.join(ids[row] for row in rows[:SHOWN_ROWS])}{more}"
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the step."""
         del args, control
@@ -128,9 +83,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             self.progress(state.global_step, state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint that has just been written."""
+        """Mark the checkpoint that all processes have just written."""
         del args, control
-        mark_complete(self.folder / f"checkpoint-{state.global_step}")
+        processes.wait_for_all()
+        if processes.is_first():
+            mark_complete(self.folder / f"checkpoint-{state.global_step}")
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -138,7 +95,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         """Stop at the first step whose loss or gradient is not a number, before it is saved."""
         del args, control
         if self.note and "loss" in (logs or {}):
-            self.note(metrics_line(state.log_history))
+            self.note(self.line(state.log_history))
         bad = {
             name: value
             for name, value in (logs or {}).items()
@@ -147,7 +104,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if bad:
             checkpoint = last_complete(self.folder)
             raise ModelError(
-                f"training became unstable at step {state.global_step}: {bad}",
+                f"training became unstable at step {state.global_step}: {bad}{self._step_ids()}",
                 expected="finite numbers",
                 where=f"last complete checkpoint: {checkpoint.name if checkpoint else 'none'}, "
                 f"{self.folder}",
@@ -158,10 +115,12 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 def metrics_line(history: list[dict[str, Any]]) -> str:
     """Return the last step's loss, margin and accuracy, and the last KL measured, as one line."""
     last = history[-1]
-    line = (
-        f"loss {last['loss']:.3f}  margin {last['rewards/margins']:+.2f}  "
-        f"accuracy {last['rewards/accuracies']:.0%}"
-    )
+    line = f"loss {last['loss']:.3f}"
+    # A step's answers may be all good or all bad, where they are single ones.
+    if "rewards/margins" in last:
+        line += f"  margin {last['rewards/margins']:+.2f}"
+    if "rewards/accuracies" in last:
+        line += f"  accuracy {last['rewards/accuracies']:.0%}"
     kl = next((entry["kl"] for entry in reversed(history) if "kl" in entry), None)
     return line if kl is None else f"{line}  KL {kl:.2f}"
 
@@ -176,13 +135,20 @@ def build_trainer(
 ) -> Any:
     """Return the trainer of the (policy, reference) in ``models``; the callback has its folder.
 
-    ``heldout`` pairs, tokenised in the same way, are its `eval_dataset`.
+    ``heldout`` pairs, tokenised in the same way, are its `eval_dataset`. A loss without a reference
+    has None for it.
 
     Raises:
         ModelError: TRL kept fewer pairs than it was given.
     """
     policy, reference = models
+    objective = None
+    if config.reference_free:
+        from trainer.reference_free import ReferenceFree
+
+        objective = ReferenceFree(config)
     trainer = PrivateDPOTrainer(
+        reference_free=objective,
         model=policy,
         ref_model=reference,
         args=trl_arguments(config, callback.folder),
@@ -190,38 +156,50 @@ def build_trainer(
         eval_dataset=None if heldout is None else conversational_dataset(heldout),
         processing_class=tokenizer,
         callbacks=[callback],
+        peft_config=lora_config(config.adapter, policy) if config.adapter else None,
     )
+    if config.adapter:
+        train_in_fp32(trainer.model)
+        if reference is None and not config.reference_free:
+            trainer.ref_model = WithoutAdapters(trainer.model)
+    silence(trainer)
     callback.trainer = trainer
-    # With its progress bar off, Transformers prints every log line to stdout instead.
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
     if len(trainer.train_dataset) != rows.height:
         raise ModelError(
             f"TRL kept {len(trainer.train_dataset)} of {rows.height} pairs",
             expected="every pair",
             remedy="raise max_length_tokens or drop the long prompts",
         )
+    if "prefix" in rows.columns:
+        trainer.train_dataset = with_steps(trainer.train_dataset, rows, tokenizer)
+        if heldout is not None:
+            trainer.eval_dataset = with_steps(trainer.eval_dataset, heldout, tokenizer)
+    weights = {}
     if config.weight_by:
-        weights = rows[config.weight_by] / rows[config.weight_by].mean()
-        trainer.train_dataset = trainer.train_dataset.add_column("weight", weights.to_list())
-        collator = trainer.data_collator
-        of_trl = {field.name: getattr(collator, field.name) for field in fields(collator)}
-        trainer.data_collator = WeighingCollator(**of_trl)
+        weights["weight"] = (rows[config.weight_by] / rows[config.weight_by].mean()).to_list()
+    trainer.note_rows(rows["pair_id"].to_list(), **weights)
     return trainer
 
 
-def require_device(config: DPOTrainingConfig) -> None:
+def silence(trainer: Any) -> None:
+    """Have ``trainer`` print nothing."""
+    # With its progress bar off, Transformers prints every log line to stdout instead.
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+
+
+def require_device(config: TrainingConfig) -> None:
     """Pass when this machine can train as ``config`` says.
 
     Raises:
         ModelError: several GPUs are visible: TRL doesn't train on them from one process.
         ConfigError: bf16 was asked for without a CUDA device.
     """
-    if torch.cuda.device_count() > 1:
+    if torch.cuda.device_count() > 1 and processes.count() == 1:
         raise ModelError(
-            f"{torch.cuda.device_count()} GPUs are visible",
+            f"{torch.cuda.device_count()} GPUs are visible to one process",
             expected="one",
-            remedy="set CUDA_VISIBLE_DEVICES=0",
+            remedy="set CUDA_VISIBLE_DEVICES=0, or training.accelerate to train on all of them",
         )
     if config.precision == "bf16" and not torch.cuda.is_available():
         raise ConfigError(
@@ -235,35 +213,45 @@ def trl_arguments(config: DPOTrainingConfig, folder: Path) -> DPOConfig:
 
     Without a GPU TRL's own defaults (bf16, gradient checkpointing) don't even construct.
     """
+    return DPOConfig(**trl_loss_settings(config), **shared_arguments(config, folder))
+
+
+def shared_arguments(config: TrainingConfig, folder: Path) -> dict[str, Any]:
+    """Return the arguments that TRL's trainers have in common, whatever they train."""
     cuda = torch.cuda.is_available()
     checkpointing = config.gradient_checkpointing
-    return DPOConfig(
-        output_dir=str(folder),
-        **trl_loss_settings(config),
-        max_length=config.max_length_tokens,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=config.warmup_ratio if config.warmup_steps is None else config.warmup_steps,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size // config.gradient_accumulation_steps,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=cuda and config.precision != "fp32",
-        use_cpu=not cuda,
-        gradient_checkpointing=cuda if checkpointing is None else checkpointing,
-        save_strategy="steps",
-        save_steps=config.checkpoint_every_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=cuda,
-    )
+    return {
+        "output_dir": str(folder),
+        "max_length": config.max_length_tokens,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler,
+        "warmup_steps": config.warmup_ratio if config.warmup_steps is None else config.warmup_steps,
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size
+        // config.gradient_accumulation_steps
+        // processes.count(),
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": "adamw_torch",
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "bf16": cuda and config.precision != "fp32",
+        # Accelerate spreads no model over processes that were told to stay on the CPU.
+        "use_cpu": not cuda and not processes.sharding(),
+        "gradient_checkpointing": cuda if checkpointing is None else checkpointing,
+        "save_strategy": "steps",
+        "save_steps": config.checkpoint_every_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": cuda,
+        # Accelerate would fill the last batch with rows of the first one.
+        "dataloader_drop_last": processes.count() > 1,
+        "ddp_find_unused_parameters": False,
+    }
 
 
 def conversational_dataset(rows: pl.DataFrame) -> Any:
@@ -286,8 +274,12 @@ def share_prompts_in(trainer: Any) -> tuple[str | None, Callable[[], None]]:
     """
     from trainer.shared_prompt import share_prompts, unsupported
 
+    if trainer.unit != "pairs":
+        return "single answers share no prompt", lambda: None
     batch = _first_batch(trainer)
-    models = (trainer.model, trainer.ref_model)
+    models = [model for model in (base_of(trainer.model), trainer.ref_model) if model is not None]
+    if isinstance(trainer.ref_model, WithoutAdapters):
+        models.pop()
     reason = next((reason for model in models if (reason := unsupported(model))), None)
     if reason:
         return reason, lambda: None
@@ -313,9 +305,8 @@ def cache_reference(
     from trainer.reference_cache import reference_key, reference_log_probs
 
     key = reference_key(trainer, identity)
-    chosen, rejected = reference_log_probs(trainer, folder, key, progress)
-    columns = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-    for name, values in columns.items():
+    of_reference = reference_log_probs(trainer, folder, key, progress)
+    for name, values in zip(trainer.reference_columns, of_reference, strict=True):
         trainer.train_dataset = trainer.train_dataset.add_column(name, values.tolist())
     trainer.precompute_ref_logps = True
     trainer.ref_model = None
@@ -340,13 +331,19 @@ def require_zero_margins(trainer: Any) -> None:
 
     The implicit reward is beta log(pi / pi_ref) (Rafailov et al. 2023, section 4); before the
     first step it is 0 for every answer unless the trainer holds another reference than it was
-    given. Draws no random numbers, so the training that follows is the same without it.
+    given. Draws no random numbers, so the training that follows is the same without it. A model
+    spread over processes computes nothing before training: its first step is looked at.
 
     Raises:
         ModelError: with the largest reward and margin found.
     """
+    if processes.sharding():
+        from trainer.sharded import FirstMargins
+
+        trainer.add_callback(FirstMargins(trainer.beta * MAXIMUM_INITIAL_LOG_RATIO_NATS))
+        return
     batch = _first_batch(trainer)
-    reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+    reference = [batch[name] for name in trainer.reference_columns]
     chosen, rejected = (
         trainer.beta * (ours - theirs)
         for ours, theirs in zip(_log_probs(trainer, trainer.model, batch), reference, strict=True)

@@ -1,4 +1,4 @@
-"""Commands that train on pairs that are there: train, train-file."""
+"""Commands that train on what is there: train, train-file, sft, reward-model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from flows.commands.flow_runs import print_summary, run_rounds, stored_config, workspace_at
+from flows.commands.flow_runs import (
+    print_summary,
+    run_named,
+    run_rounds,
+    stored_config,
+    workspace_at,
+)
 from flows.commands.options import (
     config_option,
     force_option,
@@ -14,6 +20,22 @@ from flows.commands.options import (
     promotion_option,
     run_option,
     workspace_option,
+)
+
+output_option = click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the trained model; made by the command.",
+)
+training_config_option = click.option(
+    "--config",
+    "-c",
+    "config_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="YAML file with `policy` and the training's section.",
 )
 
 
@@ -59,13 +81,7 @@ def train(
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @config_option
-@click.option(
-    "--output",
-    "-o",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the trained model; made by the command.",
-)
+@output_option
 @workspace_option
 def train_file(file: Path, config_file: Path, output: Path, root: Path) -> None:
     """Train on a preference file: JSON Lines or Parquet with prompt, chosen and rejected.
@@ -77,8 +93,65 @@ def train_file(file: Path, config_file: Path, output: Path, root: Path) -> None:
     Examples:
       prefmill train-file pairs.jsonl -c configs/train/ipo.yaml -o my-model
     """
-    from flows.configuration import load_config
+    from flows.configuration import TrainingFileConfig, load_config
     from flows.train_file import train_file as run_training
 
-    result = run_training(file, load_config(config_file), workspace_at(root), output)
+    config = load_config(config_file, kind=TrainingFileConfig)
+    result = run_training(file, config, workspace_at(root), output)
     click.echo(result.model_path)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@training_config_option
+@output_option
+@workspace_option
+def sft(file: Path, config_file: Path, output: Path, root: Path) -> None:
+    """Fine-tune a model on the answers of a JSON Lines or Parquet file.
+
+    It has `messages`, or `prompt` with `completion`, or `prompt` with `chosen` of a preference
+    file. Prompts are read and not learned. The loss on held-out rows is printed before and after.
+
+    \b
+    Examples:
+      prefmill sft answers.jsonl -c configs/sft.yaml -o my-model
+      prefmill sft pairs.jsonl -c configs/sft.yaml -o my-model   (the chosen answers)
+    """
+    from flows.single_training import SFTFileConfig, load_file_config, train_sft
+
+    config = load_file_config(SFTFileConfig, config_file)
+    result = train_sft(file, config, workspace_at(root), output)
+    click.echo(result.model_path)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--run", "run_id", help="Train on what this run exported, in place of FILE.")
+@training_config_option
+@output_option
+@workspace_option
+def reward_model(
+    file: Path | None, run_id: str | None, config_file: Path, output: Path, root: Path
+) -> None:
+    """Train a reward model on preference pairs: prompt, chosen and rejected.
+
+    The result scores answers: name its folder as `model` of a scorer of kind `reward_model`. Its
+    accuracy on held-out pairs is printed with a 95 % interval.
+
+    \b
+    Examples:
+      prefmill reward-model pairs.jsonl -c configs/reward-model.yaml -o my-reward-model
+      prefmill reward-model --run latest -c configs/reward-model.yaml -o my-reward-model
+    """
+    from flows.single_training import (
+        RewardFileConfig,
+        exported_pairs,
+        load_file_config,
+        train_reward_model,
+    )
+
+    if (file is None) == (run_id is None):
+        raise click.UsageError("name either FILE or --run")
+    config, workspace = load_file_config(RewardFileConfig, config_file), workspace_at(root)
+    pairs = file or exported_pairs(workspace, run_named(root, str(run_id)))
+    click.echo(train_reward_model(pairs, config, workspace, output).model_path)

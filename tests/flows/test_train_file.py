@@ -3,7 +3,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import cli
-from flows.train_file import preference_rows
+from flows.train_file import answer_rows, preference_rows
 from stages.errors import DataError, MissingFileError
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
@@ -77,3 +77,39 @@ def test_the_command_trains_the_bundled_policy(tmp_path):
 
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
     assert published(tmp_path / "model", manifest["fingerprint"]).pairs == 2
+
+
+def test_steps_are_kept_under_either_name(tmp_path):
+    for name in ("prefix", "initial_reason_steps"):
+        steps = {name: ["Step 1: add.\n", None]}
+        pl.DataFrame({**ROWS, **steps}).write_ndjson(tmp_path / f"{name}.jsonl")
+    ours, theirs = (preference_rows(path) for path in sorted(tmp_path.iterdir(), reverse=True))
+    assert ours.equals(theirs)
+    assert ours["prefix"].to_list() == ["Step 1: add.\n", None]
+    pl.DataFrame(ROWS).write_ndjson(tmp_path / "whole.jsonl")
+    assert set(preference_rows(tmp_path / "whole.jsonl")["pair_id"]).isdisjoint(ours["pair_id"])
+
+
+def test_labelled_answers_and_pairs_are_the_same_answers(tmp_path):
+    pl.DataFrame(ROWS).write_ndjson(tmp_path / "pairs.jsonl")
+    answers = {
+        "prompt": ROWS["prompt"] * 2,
+        "completion": said("4", "6", "5", "7"),
+        "label": [True, True, False, False],
+    }
+    pl.DataFrame(answers).write_parquet(tmp_path / "answers.parquet")
+    pairs, labelled = (answer_rows(tmp_path / name) for name in ("pairs.jsonl", "answers.parquet"))
+    assert pairs.drop("answer_id").equals(labelled.drop("answer_id"))
+    assert labelled.row(3)[2:] == ("7", False)
+    assert pairs["answer_id"].n_unique() == labelled["answer_id"].n_unique() == 4
+
+
+def test_a_file_of_the_other_kind_is_named(tmp_path):
+    pl.DataFrame({"prompt": ["a"], "completion": ["b"], "label": [True]}).write_ndjson(
+        tmp_path / "answers.jsonl"
+    )
+    with pytest.raises(DataError, match="train on labelled answers by `loss_type: kto`"):
+        preference_rows(tmp_path / "answers.jsonl")
+    pl.DataFrame({**ROWS, "prefix": ["x", "y"]}).write_ndjson(tmp_path / "steps.jsonl")
+    with pytest.raises(DataError, match="they are steps"):
+        answer_rows(tmp_path / "steps.jsonl")

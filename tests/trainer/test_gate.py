@@ -115,3 +115,35 @@ def test_a_measure_that_is_not_there_is_an_error():
 def test_misspelt_settings_are_refused():
     with pytest.raises(ConfigError, match="nearest known: minimum_lower_bound"):
         GateConfig.checked({"minimum_lower_bond": 0.1})
+
+
+def on_card(capability, metric, difference, *, better=True, stratum="all"):
+    """A row of a card, as far as the gate reads it."""
+    return {
+        "capability": capability,
+        "metric": metric,
+        "stratum": stratum,
+        "difference": difference,
+        "higher_is_better": better,
+    }
+
+
+def test_no_metric_of_a_capability_may_fall_below_its_tolerance():
+    rows = [
+        on_card("tasks", "success", None),  # the policy before
+        on_card("tasks", "success", -0.25),
+        on_card("tasks", "success", -0.5, stratum="sum"),
+        on_card("texts", "nats_per_token", 0.5, better=False),
+        on_card("other", "score", -9.0),
+    ]
+    card = pl.DataFrame(rows)
+    config = GateConfig.checked({**OFF, "capability_tolerances": {"tasks": 0.25, "texts": 0.25}})
+    gates, promoted = judge_gate(evaluations(WIN), config, card)
+    assert not promoted
+    assert gates.rows() == [
+        ("tasks/success drop", 0.25, 0.25, True),
+        ("texts/nats_per_token drop", 0.5, 0.25, False),
+    ]
+    unknown = GateConfig.checked({**OFF, "capability_tolerances": {"mine": 0.1}})
+    with pytest.raises(DataError, match="no capability 'mine' of both policies"):
+        judge_gate(evaluations(WIN), unknown, card)

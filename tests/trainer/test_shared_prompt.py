@@ -187,6 +187,35 @@ def test_under_bf16_autocast_the_numbers_agree_as_far_as_bf16_goes(model_folder)
     torch.testing.assert_close(shared, plain, atol=0.05, rtol=0.02)
 
 
+def test_accumulation_and_recomputed_activations_change_nothing(
+    clear_pairs, model_folder, tmp_path
+):
+    from trainer.dpo import train_dpo
+    from trainer.dpo_settings import DPOTrainingConfig
+
+    weights, losses = [], []
+    for index, settings in enumerate(
+        (
+            {},
+            {"gradient_accumulation_steps": 4},
+            {"gradient_checkpointing": True},
+            {"gradient_accumulation_steps": 4, "fast_path": "off"},
+        )
+    ):
+        plain = {"batch_size": 8, "max_length_tokens": 64, "learning_rate": 1e-3, "threads": 1}
+        config = DPOTrainingConfig(**plain, **settings, stopping={"kl_samples": 0})
+        folder = tmp_path / str(index)
+        result = train_dpo(
+            clear_pairs, model_folder, model_folder, config, folder / "model", folder / "states"
+        )
+        weights.append(AutoModelForCausalLM.from_pretrained(result.model_path).state_dict())
+        losses.append(result.metrics.filter(pl.col("metric") == "loss")["value"].to_list())
+    for other, of_other in zip(losses[1:], weights[1:], strict=True):
+        assert other == pytest.approx(losses[0], abs=1e-5)
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(of_other[name], tensor, atol=1e-5, rtol=0)
+
+
 def test_the_manifest_says_how_it_was_computed(clear_pairs, model_folder, tmp_path):
     import json
 

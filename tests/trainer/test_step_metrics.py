@@ -68,6 +68,6 @@ def test_speed_is_of_the_step():
     times = iter([10.0, 12.0])
     speed = Speed(lambda: next(times))
     speed.start(tokens=1000)
-    found = speed.metrics(tokens=1600, pairs=8)
+    found = speed.metrics(tokens=1600, rows=8)
     assert (found["tokens_per_second"], found["pairs_per_second"]) == (300, 4)
     assert found["peak_memory_gib"] > 0.01
