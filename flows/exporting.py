@@ -147,9 +147,11 @@ def _write_shards(
 
 
 def _kept(writer: StageWriter, curated: Curated, shard: Shard) -> pl.DataFrame:
-    """Return a shard's kept pairs, with `confidence` where label noise was estimated."""
+    """Return a shard's kept pairs, with `length_weight`, and `confidence` of estimated noise."""
     of_shard = {name: dataset.part(shard.index) for name, dataset in curated.items()}
-    kept = filtering.kept_pairs(writer.read(of_shard["pairs"]), writer.read(of_shard["decisions"]))
+    decided = writer.read(of_shard["decisions"])
+    kept = filtering.kept_pairs(writer.read(of_shard["pairs"]), decided)
+    kept = kept.join(filtering.length_weights(decided), on="pair_id", how="left")
     if "label_noise" not in of_shard:
         return kept
     noise = writer.read(of_shard["label_noise"])

@@ -24,6 +24,7 @@ COLUMNS = {
     "rejected_score": "in the scorer's unit",
     "margin": "`chosen_score - rejected_score`",
     "confidence": "probability that the label is right, where known",
+    "length_weight": "what it counts so that length does not tell the chosen, where weighed",
 }
 
 INTRODUCTION = (

@@ -16,7 +16,10 @@ from stages.unpaired import UnpairedConfig
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 2
+VERSION = 3
+
+KNOWN_OF_SOME = ("confidence", "length_weight")
+"""What of a pair is null in runs that don't estimate or weigh it."""
 
 Format = Literal[
     "trl_jsonl",
@@ -68,12 +71,12 @@ def preference_rows(
     """Return one split's pairs in TRL's conversational preference format, sorted by pair id.
 
     Columns: `prompt` (list of messages), `chosen` and `rejected` (lists of one assistant
-    message), then `pair_id`, `chosen_score`, `rejected_score`, `margin` and `confidence` (null
-    where ``kept`` has none), which TRL ignores, and, for other formats than TRL's, `prompt_id`,
-    `scorer`, `chosen_candidate_id` and `rejected_candidate_id`.
+    message), then `pair_id`, `chosen_score`, `rejected_score`, `margin`, `confidence` and
+    `length_weight` (null where ``kept`` has none), which TRL ignores, and, for other formats than
+    TRL's, `prompt_id`, `scorer`, `chosen_candidate_id` and `rejected_candidate_id`.
     """
-    if "confidence" not in kept.columns:
-        kept = kept.with_columns(confidence=pl.lit(None, dtype=pl.Float64))
+    unknown = [name for name in KNOWN_OF_SOME if name not in kept.columns]
+    kept = kept.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in unknown)
     rows = kept.join(
         prompts.filter(pl.col("split") == split).select("prompt_id", prompt="messages"),
         on="prompt_id",

@@ -27,7 +27,7 @@ TRL_SCHEMA = pa.schema(
         *((name, MESSAGES) for name in ("prompt", "chosen", "rejected")),
         ("pair_id", pa.string()),
         *((name, pa.float64()) for name in ("chosen_score", "rejected_score", "margin")),
-        ("confidence", pa.float64()),
+        *((name, pa.float64()) for name in ("confidence", "length_weight")),
     ]
 )
 

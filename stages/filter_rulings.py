@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from stages import pair_filters, score_limits, sensitive_text, text_filters
-from stages.length_bias import advantage
+from stages.length_bias import advantage, balancing_weights
 from stages.near_duplicates import duplicate_pairs
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Measure = Callable[[pl.DataFrame], pl.Series]
     Drops = Callable[[pl.Expr], pl.Expr]
     _Limited = tuple[Callable[[float], Drops], float | None, str, str, Measure]
+
+LENGTH_WEIGHT = "length_weight"
+"""The filter whose values are what the pairs count in training."""
 
 ROUNDING = 1e-9
 """A margin or score that is short of its limit by no more than this reaches it."""
@@ -48,6 +51,7 @@ def rulings(config: FilteringConfig, earlier: pl.DataFrame | None = None) -> lis
         *_of_texts(config),
         *_of_duplicates(config, earlier),
         *_caps(config),
+        *_of_lengths(config),
     ]
 
 
@@ -190,7 +194,7 @@ def _of_duplicates(config: FilteringConfig, earlier: pl.DataFrame | None) -> lis
 
 def _caps(config: FilteringConfig) -> list[Ruling]:
     of_prompt, of_source = config.maximum_pairs_per_prompt, config.maximum_pairs_per_source
-    by_source, of_length = pair_filters.place("source", "split"), config.maximum_length_bias
+    by_source = pair_filters.place("source", "split")
     return _limited(
         [
             (
@@ -201,10 +205,18 @@ def _caps(config: FilteringConfig) -> list[Ruling]:
                 pair_filters.place("prompt_id"),
             ),
             (_above, of_source, "pairs_per_source", "per_source_cap", by_source),
-            # Last: what any other filter drops would undo the balance.
-            (_above, of_length, "length_bias", "length_bias_above_maximum", advantage),
         ]
     )
+
+
+def _of_lengths(config: FilteringConfig) -> list[Ruling]:
+    """Return the last filter: what any other one drops would undo the balance."""
+    limit = config.maximum_length_bias
+    if limit is None or config.length_bias == "drop":
+        return _limited([(_above, limit, "length_bias", "length_bias_above_maximum", advantage)])
+    weights = partial(balancing_weights, limit=limit)
+    # The limit is the bias's, no weight's.
+    return [Ruling(LENGTH_WEIGHT, "nothing_balances_its_length", weights, _is_zero, None)]
 
 
 def _limited(asked: Sequence[_Limited], *, of_texts: bool = False) -> list[Ruling]:
@@ -227,6 +239,10 @@ def _below(limit: float) -> Drops:
 
 def _is_one(value: pl.Expr) -> pl.Expr:
     return value == 1
+
+
+def _is_zero(value: pl.Expr) -> pl.Expr:
+    return value == 0
 
 
 def _column(name: str) -> Measure:

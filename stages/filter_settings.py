@@ -77,6 +77,9 @@ class FilteringConfig(Config):
     """The same, per source and split, after the cap per prompt."""
     maximum_length_bias: Share | None = None
     """Surplus of right guesses of the chosen by length alone, over all that is kept till then."""
+    length_bias: Literal["drop", "reweight"] = "drop"
+    """What brings it under the limit: drop pairs, or give them the weights `length_weight`, which
+    `training.weight_by` reads."""
 
     @pydantic.model_validator(mode="after")
     def _band_is_not_empty(self) -> Self:
@@ -84,6 +87,14 @@ class FilteringConfig(Config):
         if low is not None and high is not None and low > high:
             raise pydantic_core.PydanticCustomError(
                 "band", "minimum_prompt_success is above maximum_prompt_success"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _balances_to_a_limit(self) -> Self:
+        if self.length_bias == "reweight" and self.maximum_length_bias is None:
+            raise pydantic_core.PydanticCustomError(
+                "balance", "length_bias: reweight is not read without maximum_length_bias"
             )
         return self
 

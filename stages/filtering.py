@@ -9,7 +9,7 @@ import polars.selectors as cs
 
 from stages import score_limits
 from stages.errors import DataError
-from stages.filter_rulings import ROUNDING, rulings
+from stages.filter_rulings import LENGTH_WEIGHT, ROUNDING, rulings
 from stages.near_duplicates import signatures
 from stages.prompt_records import prompt_texts
 from stages.tables import DECISIONS, PAIRS
@@ -125,6 +125,12 @@ def kept_pairs(pairs: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:
     dropped = decisions.filter(~pl.col("kept")).select("pair_id").unique()
     kept = pairs.join(dropped, on="pair_id", how="anti").sort("pair_id")
     return kept.select(PAIRS.column_names)
+
+
+def length_weights(decisions: pl.DataFrame) -> pl.DataFrame:
+    """Return `pair_id` and `length_weight` of what is weighed against length bias, if anything."""
+    weighed = decisions.filter(pl.col("filter") == LENGTH_WEIGHT)
+    return weighed.select("pair_id", length_weight="value")
 
 
 def require_kept(pairs: int, decisions: pl.LazyFrame) -> None:

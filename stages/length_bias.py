@@ -1,4 +1,4 @@
-"""How far length alone tells the chosen answer, and which pairs to drop so that it tells less.
+"""How far length alone tells the chosen answer, and how it tells less: by dropping or by weights.
 
 The method is the balancing of Singhal et al. 2023 (arXiv 2310.03716, length balancing): among pairs
 whose lengths differ by about as much, the longer answer should win about as often as the shorter.
@@ -15,6 +15,13 @@ Z_95 = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
 
 GAP = pl.col("chosen_tokens") - pl.col("rejected_tokens")
+
+STRATUM, SIDE = ("stratum",), ("stratum", "side")
+
+COUNTED = pl.col("standing").cast(pl.Int32)
+
+OTHERS = COUNTED.sum().over(STRATUM) - COUNTED.sum().over(SIDE)
+"""How many standing pairs of the stratum are on the other side."""
 
 
 class LengthBias(NamedTuple):
@@ -63,26 +70,52 @@ def advantage(facts: pl.DataFrame) -> pl.Series:
 
     Null for pairs that an earlier filter drops (``standing``, if there): they don't count.
     """
+    placed = _placed(facts)
+    # Without the ids, which are most of it: ten million pairs are ranked in 1 GB.
+    ordered = placed.with_columns(facts["pair_id"]).sort("pair_id").drop("pair_id")
+    ordered = ordered.with_columns(place=COUNTED.cum_sum().over(SIDE), others=OTHERS)
+    unmatched = pl.col("standing") & (pl.col("side") != 0) & (pl.col("place") > pl.col("others"))
+    turn = unmatched.cast(pl.Int64).cum_sum()
+    bias = turn / (COUNTED.sum() - turn.max() + turn)
+    value = pl.when(unmatched).then(bias).when("standing").then(0.0).alias("value")
+    return ordered.select("index", value).sort("index")["value"]
+
+
+def balancing_weights(facts: pl.DataFrame, limit: float) -> pl.Series:
+    """Return weights, of mean 1, under which the bias of `advantage` is ``limit`` or less.
+
+    The matching weights of Li and Greene 2013 (doi:10.1515/ijb-2012-0030), min(e, 1 - e) over the
+    probability of the side that a pair is on, where e is the share of its stratum whose longer
+    answer won: 1 for the stratum's minority, minority / majority for its majority. They undo the
+    bias wholly; only as much of them is taken as the limit asks for. With surplus X (the sum of
+    |longer - shorter|) of N pairs and B = X / N above the limit b, the share
+    s = b (1 - B) / (B (1 - b)) of the surplus stays: w = m + s (1 - m) of matching weights m, then
+    scaled. No weight is above (1 - b) / (1 - B), and none below b / B.
+
+    What no pair balances has weight 0 if the limit is 0, or if no stratum has both sides; the
+    others then have a mean of 1. Null for pairs that an earlier filter drops.
+    """
+    counted = _placed(facts).with_columns(others=OTHERS, own=COUNTED.sum().over(SIDE))
+    majority = (pl.col("side") != 0) & (pl.col("own") > pl.col("others"))
+    wanted = pl.when(majority).then(pl.col("others") / pl.col("own")).otherwise(1.0)
+    match = counted.select(pl.when("standing").then(wanted)).to_series()
+    pairs, matched = match.count(), float(match.sum())
+    surplus, left = pairs - matched, 1.0
+    if surplus > limit * pairs:
+        left = limit * matched / (surplus * (1 - limit))
+    weight = match + left * (1 - match)
+    positive = weight.filter(weight > 0)
+    return weight * (len(positive) / positive.sum()) if len(positive) else weight
+
+
+def _placed(facts: pl.DataFrame) -> pl.DataFrame:
+    """Return each pair's stratum, its side there (the sign of its gap), and whether it stands."""
     if "standing" not in facts.columns:
         facts = facts.with_columns(standing=pl.lit(value=True))
     # A logarithm would round; the number of bits doesn't.
     bits = GAP.abs().cast(pl.Int64).bitwise_leading_zeros()
-    placed = facts.select(
-        "pair_id", "standing", side=GAP.sign().cast(pl.Int8), stratum=bits.cast(pl.UInt8)
-    ).with_row_index()
-    standing = pl.col("standing").cast(pl.Int32)
-    stratum, side = ["stratum"], ["stratum", "side"]
-    # Without the ids, which are most of it: ten million pairs are ranked in 1 GB.
-    ordered = placed.sort("pair_id").drop("pair_id")
-    ordered = ordered.with_columns(
-        place=standing.cum_sum().over(side),
-        others=standing.sum().over(stratum) - standing.sum().over(side),
-    )
-    unmatched = pl.col("standing") & (pl.col("side") != 0) & (pl.col("place") > pl.col("others"))
-    turn = unmatched.cast(pl.Int64).cum_sum()
-    bias = turn / (standing.sum() - turn.max() + turn)
-    value = pl.when(unmatched).then(bias).when("standing").then(0.0).alias("value")
-    return ordered.select("index", value).sort("index")["value"]
+    placed = facts.select("standing", side=GAP.sign().cast(pl.Int8), stratum=bits.cast(pl.UInt8))
+    return placed.with_row_index()
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from flows.cli import cli
 from flows.export_copy import copy_exports, push_export
 from flows.exporting import export_pairs
 from flows.stage_runner import RunContext
+from flows.training_round import training_rows
 from lineage.workspace import Dataset, Workspace, write_part
 from stages.content_ids import file_sha256
 from stages.errors import DataError
@@ -35,7 +36,7 @@ def context(tmp_path, monkeypatch):
     return context
 
 
-def curated(context, texts=None):
+def curated(context, texts=None, weights=None):
     """Return a curation's tables: prompt i has the candidates ci (chosen) and ri (rejected)."""
 
     def stored(name, of_prompt):
@@ -68,7 +69,11 @@ def curated(context, texts=None):
     def decisions(i):
         ruling = {"pair_id": f"pair_{9 - i}", "filter": "margin", "position": 0}
         kept, reason = (False, "margin_below_minimum") if i in DROPPED else (True, None)
-        return [{**ruling, "kept": kept, "reason": reason}]
+        weighed = {"filter": "length_weight", "position": 1, "value": (weights or {}).get(i)}
+        return [
+            {**ruling, "kept": kept, "reason": reason},
+            *([ruling | weighed] if weights else []),
+        ]
 
     def scores(i):
         facts = {"prompt_id": f"p{i}", "scorer": "rules"}
@@ -79,10 +84,11 @@ def curated(context, texts=None):
     return [stored(name, of_prompt) for name, of_prompt in zip(names, made, strict=True)]
 
 
-def exported(context, *formats, more=(), texts=None, **settings):
+def exported(context, *formats, more=(), texts=None, weights=None, **settings):
     """Return the `exports` rows of these formats."""
     config = SimpleNamespace(export=ExportConfig(formats=formats, **settings))
-    return export_pairs.fn(context, config, *curated(context, texts), *more).read(context.workspace)
+    tables = curated(context, texts, weights)
+    return export_pairs.fn(context, config, *tables, *more).read(context.workspace)
 
 
 def path_of(context, exports, format_name, split="train"):
@@ -194,6 +200,18 @@ def test_estimated_noise_becomes_each_pairs_confidence(context):
         None,
         0.875,
     ]
+
+
+def test_weights_against_length_bias_go_with_their_pairs(context):
+    exports = exported(context, "trl_jsonl", "trl_parquet", weights={0: 0.5, 1: 1.5, 4: 1.25})
+    lines = lines_of(context, exports, "trl_jsonl")
+    assert [(line["pair_id"], line["length_weight"]) for line in lines] == [
+        ("pair_9", 0.5),
+        ("pair_5", 1.25),
+        ("pair_6", None),
+    ]
+    read = training_rows(path_of(context, exports, "trl_parquet"))
+    assert read["length_weight"].to_list() == [0.5, 1.25, None]
 
 
 def test_a_copy_keeps_the_dataset_folder_and_trusts_no_changed_file(context, tmp_path, monkeypatch):

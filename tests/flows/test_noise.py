@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from flows import noise, shards, summary
-from flows.configuration import resolve
+from flows.configuration import TrainingFileConfig, resolve
 from flows.curation import filter_pairs, pair_candidates
 from flows.noise import estimate_noise, known_smoothing
 from flows.stage_runner import RunContext, StageSpec, run_stage
@@ -136,6 +136,9 @@ def test_the_summary_says_both_before_and_after():
     ]
     (line,) = summary._lengths({"length_bias": lengths})
     assert line.endswith("62.5% of the proposed (bias 0.30), 50.0% of the kept (bias 0.10)")
+    weighted = {"pairs_of": "weighted", "longer_wins": 0.45, "bias": 0.05}
+    (line,) = summary._lengths({"length_bias": [*lengths, weighted]})
+    assert line.endswith("(bias 0.10), 45.0% of the kept by weight (bias 0.05)")
     assert list(summary._lengths({"length_bias": []})) == []
 
 
@@ -150,6 +153,7 @@ def test_one_training_by_itself_has_no_estimate(tmp_path):
     ("changed", "found"),
     [
         ({"filters": {"maximum_label_noise": 0.2}}, "`filters.maximum_label_noise` asks for"),
+        ({"training": {"weight_by": "confidence"}}, "`training.weight_by: confidence` asks for"),
         (
             {"training": {"loss_type": "robust", "label_smoothing": "estimated"}},
             "`training.label_smoothing` asks for .* fewer than three independent scorers",
@@ -166,3 +170,21 @@ def test_one_training_by_itself_has_no_estimate(tmp_path):
 def test_an_estimate_that_cannot_be_had_is_refused_beforehand(changed, found):
     with pytest.raises(ConfigError, match=found):
         resolve({"name": "plain", **changed}, "here")
+
+
+@pytest.mark.parametrize("weight", ["confidence", "length_weight"])
+def test_the_weights_of_a_file_are_its_own(weight):
+    asked = {"name": "plain", "training": {"weight_by": weight}}
+
+    assert resolve(asked, "here", TrainingFileConfig).training.weight_by == weight
+    with pytest.raises(ConfigError, match=r"`training\.weight_by"):
+        resolve(asked, "here")
+
+
+def test_weights_are_read_where_they_are_made():
+    filters = {"length_bias": "reweight", "maximum_length_bias": 0.1}
+    training = {"weight_by": "length_weight"}
+
+    assert resolve({"name": "plain", "filters": filters, "training": training}, "here")
+    known = {**CONFIG, "training": {"weight_by": "confidence"}}
+    assert resolve(known, "here").training.weight_by == "confidence"

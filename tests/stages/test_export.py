@@ -87,6 +87,7 @@ def test_rows_by_hand():
         "rejected_score": 0.1,
         "margin": 0.9,
         "confidence": None,
+        "length_weight": None,
         "prompt_id": "prompt_001",
         "scorer": "x",
         "chosen_candidate_id": "c001",
@@ -142,12 +143,13 @@ def test_a_pair_that_was_not_kept_is_not_written():
     assert rows.height == len(TEXTS) - 1
 
 
-def test_the_confidence_of_a_pair_is_written_where_it_is_known():
+@pytest.mark.parametrize("name", ["confidence", "length_weight"])
+def test_what_is_known_of_some_pairs_is_written_where_it_is(name):
     kept, asked, answers = built(["one", "two"])
-    known = kept.with_columns(confidence=pl.Series([0.75, None]))
+    known = kept.with_columns(pl.Series(name, [0.75, None]))
     rows = preference_rows(known, asked, answers, "train")
     lines = encode(rows, "trl_jsonl").decode().splitlines()
-    assert [json.loads(line)["confidence"] for line in lines] == [0.75, None]
+    assert [json.loads(line)[name] for line in lines] == [0.75, None]
 
 
 def test_exports_of_other_bytes_formats_or_splits_have_other_ids():

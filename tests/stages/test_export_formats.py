@@ -117,6 +117,7 @@ def asking(*roles, chosen="Yes.", rejected="No.", pair_id="pair_a"):
         "rejected_score": 0.0,
         "margin": 1.0,
         "confidence": None,
+        "length_weight": None,
         "prompt_id": "p",
         "scorer": "rules",
         "chosen_candidate_id": "c",
