@@ -85,7 +85,8 @@ def requests(count: int) -> list[Any]:
 @contextlib.contextmanager
 def engine_on(url: str, model: str, in_flight: int, *, token_ids: bool) -> Iterator[Any]:
     """Yield our engine, as it runs by default but for the concurrency."""
-    from stages.endpoints import EndpointConfig, EndpointPool
+    from stages.endpoint_settings import EndpointConfig
+    from stages.endpoints import EndpointPool
     from stages.openai_engine import KnownModel, OpenAIEngine, OpenAISettings
 
     with EndpointPool(EndpointConfig(base_urls=(url,), maximum_in_flight=in_flight)) as pool:
@@ -268,7 +269,7 @@ def tokens_ratio_to_raw(repeats: int) -> dict[str, float]:
     Client and server share the machine's cores, so that the client's own work shows.
     """
     from flows.vllm_server import DEFAULT_PYTHON, ManagedServer, ServerSpec
-    from stages.endpoints import EndpointConfig
+    from stages.endpoint_settings import EndpointConfig
     from stages.vllm_settings import VllmServerConfig
 
     if not DEFAULT_PYTHON.exists():

@@ -8,6 +8,7 @@ import pydantic
 import pydantic_core
 
 from stages.errors import ConfigError, nearest
+from stages.secret_values import refuse_secrets, without_secrets
 
 
 class Config(pydantic.BaseModel):
@@ -22,8 +23,10 @@ class Config(pydantic.BaseModel):
         """Return the configuration for ``values``.
 
         Raises:
-            ConfigError: naming every problem; for an unknown key also the nearest known one.
+            ConfigError: naming every problem; for an unknown key also the nearest known one; or
+                the settings that hold what looks like a key.
         """
+        refuse_secrets(values, where or cls.__name__)
         try:
             return cls.model_validate(values)
         except pydantic.ValidationError as error:
@@ -77,8 +80,10 @@ def _sentence(root: type[Config], item: Any) -> str:
         return f"unknown key {path!r}{nearest(str(item['loc'][-1]), known) or _listing(known)}"
     if item["type"] == "missing":
         return f"missing key {path!r}"
+    # Hidden before it is cut: a part of a key is no longer known as one.
+    found = without_secrets(repr(item["input"]))
     problem = item["msg"].replace("valid tuple", "list")
-    return f"{path or 'as a whole'}: {problem} (found {item['input']!r:.80})"
+    return f"{path or 'as a whole'}: {without_secrets(problem)} (found {found:.80})"
 
 
 def _listing(known: list[str]) -> str:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from stages.answer_text import one_line
 from stages.endpoint_answers import MESSAGE_LENGTH, WRONG_KEY
-from stages.errors import EndpointError, nearest
+from stages.errors import EndpointError, UnreachableError, nearest
+from stages.secret_values import HIDDEN
 
 CHECK_SECONDS = 30.0
 
@@ -35,9 +36,9 @@ def served_model(base_urls: tuple[str, ...], api_key: str | None, model: str) ->
             cause = one_line(str(error.__cause__ or error), MESSAGE_LENGTH)
             unreachable.append(f"{url}: {cause}")
         except openai.APIError as error:
-            raise _refusal(error, url) from None
+            raise _refusal(error, url, api_key) from None
     if not served:
-        raise EndpointError(
+        raise UnreachableError(
             f"no server can be reached ({'; '.join(unreachable)})",
             expected="a running OpenAI-compatible server",
             remedy="start it, or correct base_urls",
@@ -65,8 +66,9 @@ def _served(url: str, api_key: str | None, model: str) -> ServedModel:
     return ServedModel(model, context if isinstance(context, int) else None)
 
 
-def _refusal(error: Any, url: str) -> EndpointError:
-    """Return our error for one of the `openai` package's."""
+def _refusal(error: Any, url: str, api_key: str | None) -> EndpointError:
+    """Return our error for one of the `openai` package's, without the key if it repeats that."""
+    told = str(error).replace(api_key, HIDDEN) if api_key else str(error)
     status = getattr(error, "status_code", None)
     what = "the key is refused" if status in WRONG_KEY else "the list of models is refused"
     remedy = (
@@ -75,5 +77,5 @@ def _refusal(error: Any, url: str) -> EndpointError:
         else "correct base_urls; they usually end in /v1"
     )
     return EndpointError(
-        f"{what} ({one_line(str(error), MESSAGE_LENGTH)})", where=f"{url}/models", remedy=remedy
+        f"{what} ({one_line(told, MESSAGE_LENGTH)})", where=f"{url}/models", remedy=remedy
     )

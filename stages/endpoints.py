@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -22,10 +21,13 @@ from stages.endpoint_answers import MESSAGE_LENGTH, Failure, refusal
 from stages.endpoint_preflight import ServedModel, served_model
 from stages.errors import BudgetError, ConfigError, EndpointError
 from stages.request_limits import Server, TokenBucket, backoff
+from stages.secret_values import HIDDEN
 from stages.server_choice import Servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
+
+    from stages.endpoint_settings import EndpointConfig
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,59 +41,6 @@ REJECTIONS_UNTIL_STOP = 5
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 4.0
 """Less than the 5 s after which uvicorn, and so vLLM, closes a connection that isn't used."""
-
-
-class EndpointConfig(Config):
-    """Servers of one model and how they are asked; none of it decides what they answer."""
-
-    base_urls: tuple[str, ...] = ()
-    """One or more servers of the same model, e.g. `http://127.0.0.1:8000/v1`."""
-    api_key_variable: str | None = None
-    """Name of the environment variable that holds the key; a key never stands in a config."""
-    maximum_in_flight: pydantic.PositiveInt = 256
-    """Requests at once over all servers; fewer when a server answers 429, 503 or not in time."""
-    requests_per_minute: pydantic.PositiveInt | None = None
-    """Over all servers; null is no limit."""
-    tokens_per_minute: pydantic.PositiveInt | None = None
-    """Of prompts and completions, over all servers; null is no limit."""
-    timeout_seconds: pydantic.PositiveFloat = 300.0
-    """Of one request."""
-    attempts: pydantic.PositiveInt = 6
-    """Of one request, with a backoff that doubles from 1 s; `Retry-After` is honoured."""
-    give_up_after_seconds: pydantic.PositiveFloat = 120.0
-    """No server usable for so long: the run stops and can be resumed."""
-
-    @pydantic.field_validator("base_urls")
-    @classmethod
-    def _http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        from urllib.parse import urlsplit
-
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"{url!r} is not an http:// or https:// address")
-            if parts.username or parts.password:
-                raise ValueError("a key belongs into the environment, not into an address")
-        if len({url.rstrip("/") for url in urls}) < len(urls):
-            raise ValueError("an address is named twice")
-        return tuple(url.rstrip("/") for url in urls)
-
-    def api_key(self) -> str | None:
-        """Return the key, or None where the servers need none.
-
-        Raises:
-            ConfigError: the environment variable is not set.
-        """
-        if self.api_key_variable is None:
-            return None
-        if key := os.environ.get(self.api_key_variable, "").strip():
-            return key
-        raise ConfigError(
-            f"the environment variable {self.api_key_variable} is not set",
-            expected="the key of the endpoint in it",
-            where=f"api_key_variable of {self.base_urls[0]}",
-            remedy=f"export {self.api_key_variable}=...",
-        )
 
 
 class Prices(Config):
@@ -336,7 +285,7 @@ class EndpointPool:
             async with self._session.post(
                 url + path, data=payload, proxy=self._proxies[url], allow_redirects=False
             ) as response:
-                raw = await response.read()
+                raw = self._without_key(await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Failure(f"unreachable: {one_line(str(error), MESSAGE_LENGTH)}", "unreachable")
         except TimeoutError:
@@ -351,6 +300,10 @@ class EndpointPool:
         if isinstance(body, dict):
             return Reply(body, time.monotonic() - started, url)
         return Failure("broken_json", "failed")
+
+    def _without_key(self, raw: bytes) -> bytes:
+        """Return an answer without the key, which some servers repeat in their errors."""
+        return raw.replace(self._api_key.encode(), HIDDEN.encode()) if self._api_key else raw
 
     def _given_up(self, failure: Failure, server: Server) -> Exception:
         """Return the exception for a request that the server understood and refused."""

@@ -65,6 +65,10 @@ class EndpointError(PrefmillError, ConnectionError):
     """A server that can't be used for this run: every further request would fail as well."""
 
 
+class UnreachableError(EndpointError):
+    """No server answers now: the same may succeed a little later."""
+
+
 class BudgetError(PrefmillError, RuntimeError):
     """A run that reached its limit of tokens or cost and stopped between two requests."""
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import pydantic
 
 from stages.configuration import NOT_EMPTY, OPERATIONAL, Config
-from stages.endpoints import EndpointConfig, Prices
+from stages.endpoint_settings import EndpointConfig
+from stages.endpoints import Prices
 from stages.vllm_settings import VllmServerConfig
 
 POLICY = "policy"

@@ -15,7 +15,8 @@ import pydantic
 
 from stages.configuration import OPERATIONAL, Config
 from stages.content_ids import content_hash, content_ids
-from stages.endpoints import EndpointConfig, Prices, RequestFailedError, Usage
+from stages.endpoint_settings import EndpointConfig
+from stages.endpoints import Prices, RequestFailedError, Usage
 from stages.judge_answers import answer_schema, read_score
 from stages.judge_prompts import Messages, Rubric, prompt_hash, render
 from stages.judgment_rows import IDENTITY, as_judgments

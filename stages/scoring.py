@@ -13,7 +13,7 @@ from stages.aggregation import JuryScorer, aggregate, jury_scores
 from stages.answer_text import Verdict
 from stages.configuration import NOT_EMPTY, OPERATIONAL, Config
 from stages.content_ids import canonical_json, file_sha256
-from stages.endpoints import EndpointConfig
+from stages.endpoint_settings import EndpointConfig
 from stages.errors import DataError
 from stages.judges import JudgeScorer
 from stages.judgment_rows import as_judgments

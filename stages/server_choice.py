@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from stages.errors import EndpointError
+from stages.errors import EndpointError, UnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -105,7 +105,7 @@ class Servers:
 
     def _none_usable(self) -> EndpointError:
         states = "; ".join(f"{server.url}: {server.last_failure}" for server in self.servers)
-        return EndpointError(
+        return UnreachableError(
             f"no server could be used for {self.give_up_after_seconds:g} s ({states})",
             expected="a server that answers",
             remedy="start it again, then the same command: finished requests are kept",

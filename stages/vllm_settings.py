@@ -47,5 +47,7 @@ class VllmServerConfig(Config):
     options: dict[OptionName, bool | int | float | str | None] = pydantic.Field(default={})
     """vLLM's server options, `max_model_len: 4096` for `--max-model-len=4096`. True gives a bare
     flag, false its `--no-` form; null takes away a default of prefmill's own."""
+    devices: Annotated[tuple[pydantic.NonNegativeInt, ...], OPERATIONAL] = ()
+    """The server's GPUs, as CUDA_VISIBLE_DEVICES numbers them; empty: those of this process."""
     start_timeout_seconds: Annotated[pydantic.PositiveFloat, OPERATIONAL] = 900
     """Loading, compiling and warming up a large model takes minutes."""

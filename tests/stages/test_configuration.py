@@ -7,12 +7,15 @@ import pydantic
 import pytest
 
 from flows.configuration import PipelineConfig, load_config, resolve
+from flows.single_training import RewardFileConfig, SFTFileConfig, load_file_config
 from stages.configuration import OPERATIONAL, Config
 from stages.errors import ConfigError
 from stages.filter_settings import FilteringConfig
 from stages.generation_settings import GenerationConfig
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+SINGLE = {"sft.yaml": SFTFileConfig, "reward-model.yaml": RewardFileConfig}
+PIPELINES = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.name not in SINGLE]
 
 
 def refusal(**values):
@@ -64,7 +67,7 @@ def generators(*items):
             generators({"engine": "vllm", "endpoint": {"time_seconds": 1}}),
             (
                 "unknown key 'generation.generators[0].endpoint.time_seconds'; nearest known: "
-                "timeout_seconds, give_up_after_seconds"
+                "timeout_seconds, give_up_after_seconds, api_key_secret"
             ),
         ),
         (
@@ -278,6 +281,11 @@ def test_a_resolved_configuration_resolves_to_itself():
     assert resolve(config.model_dump(mode="json"), "again") == config
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.name)
 def test_the_configurations_that_we_ship_are_right(path):
     assert isinstance(load_config(path), PipelineConfig)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_the_configurations_of_single_trainings_are_right(name):
+    assert isinstance(load_file_config(SINGLE[name], CONFIGS / name), SINGLE[name])

@@ -137,7 +137,7 @@ def test_the_hash_changes_with_whatever_the_judge_reads():
 
 
 def test_the_shipped_rubrics():
-    assert SHIPPED == ["helpfulness", "pairwise", "ultrafeedback"]
+    assert SHIPPED == ["helpfulness", "mt-bench", "pairwise", "ultrafeedback"]
     for name in SHIPPED:
         rubric = load_rubric(name)
         responses = ["r"] if rubric.mode == "pointwise" else ["r", "s"]

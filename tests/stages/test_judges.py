@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.aggregation import aggregate
-from stages.endpoints import (
-    Budget,
-    EndpointConfig,
-    EndpointPool,
-    Prices,
-    Reply,
-    RequestFailedError,
-)
+from stages.endpoint_settings import EndpointConfig
+from stages.endpoints import Budget, EndpointPool, Prices, Reply, RequestFailedError
 from stages.errors import BudgetError, ConfigError
 from stages.injections import INJECTIONS, GoldPair, injection_flip_rate, planted
 from stages.judge_prompts import load_rubric

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from stages.endpoints import Budget, EndpointConfig, EndpointPool, Prices
+from stages.endpoint_settings import EndpointConfig
+from stages.endpoints import Budget, EndpointPool, Prices
 from stages.errors import EndpointError
 from stages.generation import Request, SampledCompletion
 from stages.generation_settings import Sampling

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from stages.endpoints import EndpointConfig, EndpointPool
+from stages.endpoint_settings import EndpointConfig
+from stages.endpoints import EndpointPool
 from stages.errors import ConfigError, EndpointError, ModelError
 from stages.reward_model import RewardModel
 from stages.reward_server import RewardServer
