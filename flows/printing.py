@@ -12,6 +12,7 @@ from lineage.story import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     import polars as pl
     from rich.console import Console
@@ -60,17 +61,42 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
 
 
-def print_frame(frame: pl.DataFrame, output: str) -> None:
+def print_frame(frame: pl.DataFrame, output_format: str) -> None:
     """Print a query's answer as ``table``, ``csv`` (lists as JSON) or ``json``."""
+    if output_format == "table":
+        print_rows(frame.columns, frame.iter_rows())
+    else:
+        click.echo(_text(frame, output_format), nl=False)
+
+
+def write_frame(frame: pl.DataFrame, output_format: str, path: Path) -> None:
+    """Write a query's answer to a file as ``csv``, ``json`` or ``parquet``.
+
+    Raises:
+        WorkspaceError: the file cannot be written.
+    """
+    from stages.errors import WorkspaceError
+
+    try:
+        if output_format == "parquet":
+            frame.write_parquet(path)
+        else:
+            path.write_text(_text(frame, output_format), encoding="utf-8")
+    except OSError as error:
+        raise WorkspaceError(
+            f"cannot write the answer ({error.strerror or error})",
+            expected="a file in a folder that is there and may be written",
+            where=str(path),
+        ) from None
+
+
+def _text(frame: pl.DataFrame, output_format: str) -> str:
     import polars as pl
 
-    if output == "csv":
-        flat = [
-            pl.Series(name, [json.dumps(value, default=str) for value in frame[name].to_list()])
-            for name in frame.select(pl.selectors.nested()).columns
-        ]
-        click.echo(frame.with_columns(flat).write_csv(), nl=False)
-    elif output == "json":
-        click.echo(json.dumps(frame.to_dicts(), indent=1, ensure_ascii=False, default=str))
-    else:
-        print_rows(frame.columns, frame.iter_rows())
+    if output_format == "json":
+        return json.dumps(frame.to_dicts(), indent=1, ensure_ascii=False, default=str) + "\n"
+    flat = [
+        pl.Series(name, [json.dumps(value, default=str) for value in frame[name].to_list()])
+        for name in frame.select(pl.selectors.nested()).columns
+    ]
+    return frame.with_columns(flat).write_csv()

@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from lineage.gathering import Facts
     from lineage.workspace import Workspace
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when an older `lineage.duckdb` would be misread; it is then built anew."""
+
+CANNOT_WRITE = (duckdb.IOException, duckdb.TransactionException, duckdb.FatalException)
+"""What DuckDB raises when a disk is full, by how far it has come."""
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ def rebuild(workspace: Workspace, *, verify_hashes: bool = False) -> Publication
             _build(temporary, facts, workspace)
             _flush(temporary)
             commit_rename(temporary, workspace.lineage_database)
-    except (OSError, duckdb.IOException) as error:
+    except (OSError, *CANNOT_WRITE) as error:
         raise WorkspaceError(
             f"cannot write {workspace.lineage_database.name} ({error})",
             expected="a folder that this user may write to, with room for it",

@@ -4,20 +4,48 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lineage.edges import edges, files_made
+from lineage.liveness import standing
 from lineage.records import record_row
+from lineage.removal import Removal, load_removal
 from lineage.workspace import load_stage_record
 from stages.content_ids import file_sha256
-from stages.tables import ALL_TABLES, ARTIFACTS, ROW_TABLES, RUNS, STAGE_RUNS, Table
+from stages.errors import DataError
+from stages.tables import (
+    ALL_TABLES,
+    ARTIFACTS,
+    EDGES,
+    ERASURES,
+    ROW_TABLES,
+    RUNS,
+    STAGE_ERRORS,
+    STAGE_OUTPUTS,
+    STAGE_RUNS,
+    Table,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from lineage.workspace import Dataset, Part, StageRecord, Workspace
+
+RECORD_FILES = {
+    "runs/*/stages/*.json": STAGE_RUNS,
+    "runs/*/errors/*.json": STAGE_ERRORS,
+    "runs/*/run.json": RUNS,
+    "store/erasures/*.json": ERASURES,
+}
+"""Where the rows of the tables lie that are a file each. Stages before runs: see `gather`."""
+
+PAGES = ("report.html", "validations.html")
+"""Drawn when a run has ended, and again by `prefmill report`."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +69,9 @@ class Facts:
     problems: list[Problem] = field(default_factory=list)
 
     def record_table(self, schema: Table) -> pa.Table:
-        """The rows of a record table, sorted by its key."""
-        rows = sorted(self.rows[schema.name], key=lambda row: [row[k] for k in schema.key])
+        """The rows of a record table, sorted by its key, one a key."""
+        by_key = {tuple(row[k] for k in schema.key): row for row in self.rows[schema.name]}
+        rows = [by_key[key] for key in sorted(by_key)]
         return pa.Table.from_pylist(rows, schema=schema.arrow_schema)
 
 
@@ -55,18 +84,27 @@ def gather(workspace: Workspace, *, verify_hashes: bool = False) -> Facts:
     """
     facts = Facts()
     root = workspace.root.resolve()
-    facts.rows[STAGE_RUNS.name] = _records(root, "runs/*/stages/*.json", STAGE_RUNS, facts)
-    facts.rows[RUNS.name] = _records(root, "runs/*/run.json", RUNS, facts)
-    artifacts: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for path in sorted(root.glob("store/stages/*.json")):
-        record = _stage_record(path, root, facts)
-        if record is None:
-            continue
-        for row in _artifacts(record):
-            artifacts[row["stage_key"], row["role"], row["path"]] = row
+    for pattern, schema in RECORD_FILES.items():
+        facts.rows[schema.name] = _records(root, pattern, schema, facts)
+    for run in facts.rows[RUNS.name]:
+        run["status"] = standing(workspace, run["run_id"], run["status"])
+    removals = _removals(root, facts)
+    records = _stage_records(root, facts)
+    for record in records:
+        removed = removals.get(record.stage_key)
         for dataset in record.outputs:
-            _add_parts(dataset, record.stage_key, root, facts, verify_hashes=verify_hashes)
-    facts.rows[ARTIFACTS.name] = list(artifacts.values())
+            for part in dataset.parts:
+                verify = verify_hashes and not (removed and part.path in removed.files)
+                _add_part(dataset, part, root, facts, verify_hash=verify)
+    made = files_made(facts.parts)
+    facts.rows[STAGE_OUTPUTS.name] = [_stage_output(r, removals) for r in records]
+    facts.rows[ARTIFACTS.name] = [
+        *(row for record in records for row in _parts(record)),
+        *(file.artifact(record) for record in records for file in made.get(record.stage_key, ())),
+        *_pages(facts.rows[RUNS.name]),
+    ]
+    _mark_removed(facts.rows[ARTIFACTS.name], removals.values())
+    facts.rows[EDGES.name] = edges(records, made)
     return facts
 
 
@@ -81,28 +119,51 @@ def _records(root: Path, pattern: str, schema: Table, facts: Facts) -> list[dict
     return rows
 
 
-def _stage_record(path: Path, root: Path, facts: Facts) -> StageRecord | None:
-    try:
-        record = load_stage_record(path)
-        if record.stage_key != path.stem:
-            raise ValueError(f"stage_key {record.stage_key!r} in a file of that other name")  # noqa: TRY301
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = f"not a stage record: {type(error).__name__}: {error}"
-        facts.problems.append(Problem(path.relative_to(root).as_posix(), reason))
-        return None
-    return record
+def _removals(root: Path, facts: Facts) -> dict[str, Removal]:
+    found = {}
+    for path in root.glob("store/removed/*.json"):
+        try:
+            found[path.stem] = load_removal(path)
+        except DataError as error:
+            facts.problems.append(Problem(path.relative_to(root).as_posix(), error.found))
+    return found
 
 
-def _artifacts(record: StageRecord) -> list[dict[str, Any]]:
+def _stage_records(root: Path, facts: Facts) -> list[StageRecord]:
+    records = []
+    for path in sorted(root.glob("store/stages/*.json")):
+        try:
+            record = load_stage_record(path)
+            if record.stage_key != path.stem:
+                raise ValueError(f"stage_key {record.stage_key!r} in a file of that other name")  # noqa: TRY301
+            _stage_output(record, {})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reason = f"not a stage record: {type(error).__name__}: {error}"
+            facts.problems.append(Problem(path.relative_to(root).as_posix(), reason))
+        else:
+            records.append(record)
+    return records
+
+
+def _stage_output(record: StageRecord, removals: dict[str, Removal]) -> dict[str, Any]:
+    removed = removals.get(record.stage_key)
+    values = {**vars(record), "removed_at": removed.removed_at if removed else None}
+    return record_row(STAGE_OUTPUTS, values)
+
+
+def _parts(record: StageRecord) -> list[dict[str, Any]]:
     return [
         {
             "stage_key": record.stage_key,
             "stage": record.stage,
+            "made_by": record.made_by,
             "role": role,
+            "kind": "part",
             "table": dataset.table,
             "path": part.path,
             "rows": part.rows,
             "sha256": part.sha256,
+            "removed_at": None,
         }
         for role, datasets in (("input", record.inputs), ("output", record.outputs))
         for dataset in datasets
@@ -110,23 +171,46 @@ def _artifacts(record: StageRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _add_parts(
-    dataset: Dataset, stage_key: str, root: Path, facts: Facts, *, verify_hashes: bool
-) -> None:
-    folder = f"store/{dataset.table}/stage_key={stage_key}/"
-    for part in dataset.parts:
-        try:
-            if dataset.table not in facts.parts:
-                raise ValueError(f"unknown table {dataset.table!r}")  # noqa: TRY301
-            if not part.path.startswith(folder) or ".." in part.path:
-                raise ValueError(f"expected a file in {folder}")  # noqa: TRY301
-            _check_part(root / part.path, part, ALL_TABLES[dataset.table])
-            if verify_hashes and file_sha256(root / part.path) != part.sha256:
-                raise ValueError("its bytes are not those recorded (SHA-256 differs)")  # noqa: TRY301
-        except (OSError, ValueError, pa.ArrowException) as error:
-            facts.problems.append(Problem(part.path, str(error)))
-        else:
-            facts.parts[dataset.table].append(str(root / part.path))
+def _pages(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage_key": run["run_id"],
+            "stage": "report",
+            "made_by": run["run_id"],
+            "role": "output",
+            "kind": "page",
+            "path": f"runs/{run['run_id']}/{name}",
+        }
+        for run in runs
+        if run["ended_at"] is not None and run["flow"] != "sweep"
+        for name in PAGES
+    ]
+
+
+def _mark_removed(artifacts: list[dict[str, Any]], removals: Iterable[Removal]) -> None:
+    removed_at = {
+        path: datetime.fromisoformat(removal.removed_at)
+        for removal in removals
+        for path in removal.files
+    }
+    for row in artifacts:
+        row["removed_at"] = removed_at.get(row["path"])
+
+
+def _add_part(dataset: Dataset, part: Part, root: Path, facts: Facts, *, verify_hash: bool) -> None:
+    folder = f"store/{dataset.table}/stage_key={dataset.stage_key}/"
+    try:
+        if dataset.table not in facts.parts:
+            raise ValueError(f"unknown table {dataset.table!r}")  # noqa: TRY301
+        if not part.path.startswith(folder) or ".." in part.path:
+            raise ValueError(f"expected a file in {folder}")  # noqa: TRY301
+        _check_part(root / part.path, part, ALL_TABLES[dataset.table])
+        if verify_hash and file_sha256(root / part.path) != part.sha256:
+            raise ValueError("its bytes are not those recorded (SHA-256 differs)")  # noqa: TRY301
+    except (OSError, ValueError, pa.ArrowException) as error:
+        facts.problems.append(Problem(part.path, str(error)))
+    else:
+        facts.parts[dataset.table].append(str(root / part.path))
 
 
 def _check_part(path: Path, part: Part, schema: Table) -> None:
@@ -136,4 +220,7 @@ def _check_part(path: Path, part: Part, schema: Table) -> None:
     found, expected = metadata.schema.to_arrow_schema(), schema.arrow_schema
     if not found.equals(expected):
         missing = [f"{c.name} {c.type}" for c in expected if c not in list(found)]
-        raise ValueError(f"not the columns of {schema.name!r}: missing or different {missing}")
+        raise ValueError(
+            f"not the columns of {schema.name!r}: missing or different {missing}; of another "
+            "version of prefmill? Its configuration, run again, makes it anew"
+        )

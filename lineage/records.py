@@ -1,23 +1,25 @@
-"""The records of runs: `runs/RUN_ID/run.json` and `runs/RUN_ID/stages/STAGE.json`.
+"""The records of runs: `run.json`, `stages/STAGE.json` and `errors/N.json` in `runs/RUN_ID/`.
 
-Their keys are the columns of ``RUNS`` and ``STAGE_RUNS``; times are ISO-8601 with an offset.
+Their keys are the columns of ``RUNS``, ``STAGE_RUNS`` and ``STAGE_ERRORS``; times are ISO-8601
+with an offset.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 
+from lineage.liveness import standing
 from lineage.workspace import commit_json
 from stages.content_ids import canonical_json
 from stages.errors import DataError, UnknownIdError, nearest
-from stages.tables import RUNS, STAGE_RUNS, Column, Table
+from stages.tables import RUNS, STAGE_ERRORS, STAGE_RUNS, Column, Table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
     from lineage.workspace import Workspace
 
 LATEST = "latest"
-"""In place of a run id: the run that was started last, the datasets of a sweep aside."""
+"""In place of a run id: the run that was started last, those of ``BESIDE`` aside."""
+
+BESIDE = ("sweep", "card")
+"""Flows that look at what others made."""
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +70,18 @@ class StageRunRecord:
     ended_at: str
 
 
+@dataclass(frozen=True)
+class StageErrorRecord:
+    """One time that a stage failed, as the columns of ``STAGE_ERRORS``."""
+
+    run_id: str
+    stage: str
+    failed_at: str
+    stage_key: str
+    seconds: float
+    error: str
+
+
 Record = TypeVar("Record", RunRecord, StageRunRecord)
 
 
@@ -100,14 +117,31 @@ def write_stage_run(workspace: Workspace, record: StageRunRecord) -> None:
     commit_json(path, asdict(record))
 
 
+def write_stage_error(workspace: Workspace, record: StageErrorRecord) -> None:
+    """Commit the record of a stage's failure, beside those of earlier attempts.
+
+    Raises:
+        DataError: a value does not fit its column.
+    """
+    folder = workspace.runs / record.run_id / "errors"
+    path = folder / f"{len(list(folder.glob('*.json')))}.json"
+    _require_fit(STAGE_ERRORS, record, path)
+    commit_json(path, asdict(record))
+
+
 def read_run(workspace: Workspace, run_id: str) -> RunRecord | None:
-    """Return the record of exactly this run, or None.
+    """Return the record of exactly this run, or None. One whose process is gone is `dead`.
 
     Raises:
         DataError: the record is there and broken.
     """
     path = run_path(workspace, run_id)
-    return _load(path, RUNS, RunRecord) if run_id and path.is_file() else None
+    return _standing(workspace, path) if run_id and path.is_file() else None
+
+
+def _standing(workspace: Workspace, path: Path) -> RunRecord:
+    record = _load(path, RUNS, RunRecord)
+    return replace(record, status=standing(workspace, path.parent.name, record.status))
 
 
 def read_stage_runs(workspace: Workspace, run_id: str) -> list[StageRunRecord]:
@@ -126,7 +160,7 @@ def list_runs(workspace: Workspace) -> list[RunRecord]:
     records = []
     for path in workspace.runs.glob("*/run.json"):
         try:
-            records.append(_load(path, RUNS, RunRecord))
+            records.append(_standing(workspace, path))
         except DataError as error:
             log.warning("%s", error)
     return sorted(records, key=lambda r: (_time(r.started_at), r.run_id), reverse=True)
@@ -135,7 +169,7 @@ def list_runs(workspace: Workspace) -> list[RunRecord]:
 def completed_before(workspace: Workspace, run_id: str) -> list[RunRecord]:
     """Return the completed runs of this one's name that had ended when it was first started.
 
-    The same however often it is started again. A sweep's runs make no dataset of record.
+    The same however often it is started again. Those of ``BESIDE`` make no dataset of record.
     """
     this = read_run(workspace, run_id)
     return [
@@ -144,7 +178,7 @@ def completed_before(workspace: Workspace, run_id: str) -> list[RunRecord]:
         if this is not None
         and run.name == this.name
         and run.status == "completed"
-        and run.flow != "sweep"
+        and run.flow not in BESIDE
         and run.ended_before(this)
     ]
 
@@ -157,7 +191,7 @@ def require_run(workspace: Workspace, run_id: str) -> RunRecord:
     """
     runs = list_runs(workspace)
     known = [run.run_id for run in runs]
-    chosen = [run for run in runs if run.flow != "sweep"] or runs
+    chosen = [run for run in runs if run.flow not in BESIDE] or runs
     if run_id == LATEST and chosen:
         return chosen[0]
     fitting = [run for run in runs if run.run_id == run_id] or [
@@ -218,7 +252,9 @@ def _time(text: Any) -> datetime:
     return time
 
 
-def _require_fit(schema: Table, record: RunRecord | StageRunRecord, path: Path) -> None:
+def _require_fit(
+    schema: Table, record: RunRecord | StageRunRecord | StageErrorRecord, path: Path
+) -> None:
     problem = ""
     try:
         row = record_row(schema, asdict(record))

@@ -3,9 +3,11 @@
 ```
 WORKSPACE/
   lineage.duckdb                                     what analysts open
-  runs/RUN_ID/run.json, stages/STAGE.json, report.html
+  runs/RUN_ID/run.json, stages/STAGE.json, errors/N.json, report.html
   store/TABLE/stage_key=KEY/part-00000.parquet       rows
   store/stages/KEY.json                              a finished stage output: parts, inputs, run
+  store/removed/KEY.json                             what `gc` removed of it
+  store/erasures/HASH.json                           a prompt that `forget` erased
   exports/STAGE_KEY/train.jsonl ...
   models/ROUND_ID/
   checkpoints/                                       of trainings under way
@@ -20,18 +22,21 @@ import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import polars as pl
 import pyarrow.parquet as pq
 
+from lineage.disk_full import disk_full, is_disk_full
 from stages.content_ids import file_sha256
 from stages.errors import DataError, WorkspaceError
 from stages.tables import Table, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
 COMPRESSION = "zstd"
 
@@ -257,13 +262,30 @@ def _cut(frame: pl.LazyFrame, keys: pl.Series, rows: int) -> list[Group]:
 
 
 def commit_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that after a crash it is there whole or not at all."""
+    """Write ``content`` to ``path`` so that after a crash it is there whole or not at all.
+
+    Raises:
+        WorkspaceError: the disk is full; nothing is left of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with _committed(path, len(content)) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _committed(path: Path, about_bytes: int) -> Iterator[BinaryIO]:
+    """Yield a temporary file that takes its place at ``path`` if all goes well, else is gone."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise disk_full(error, path, about_bytes) from error
+        raise
     commit_rename(temporary, path)
 
 
@@ -305,13 +327,18 @@ def write_part(
     arrow = arrow.replace_schema_metadata({**tags, "prefmill.table": schema.name})
     path = part_path(workspace, schema.name, stage_key, index)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(arrow, file, compression=COMPRESSION, row_group_size=ROWS_READ_TOGETHER)
-        file.flush()
-        os.fsync(file.fileno())
-    commit_rename(temporary, path)
+    commit_table(path, arrow)
     return Part(workspace.relative(path), arrow.num_rows, file_sha256(path))
+
+
+def commit_table(path: Path, arrow: pa.Table) -> None:
+    """Write ``arrow`` to ``path`` as Parquet, there whole or not at all after a crash.
+
+    Raises:
+        WorkspaceError: the disk is full; nothing is left of it.
+    """
+    with _committed(path, arrow.nbytes) as file:
+        pq.write_table(arrow, file, compression=COMPRESSION, row_group_size=ROWS_READ_TOGETHER)
 
 
 def existing_part(workspace: Workspace, schema: Table, stage_key: str, index: int) -> Part | None:
@@ -335,6 +362,8 @@ class StageRecord:
     started_at: str
     ended_at: str
     seconds: float
+    gpus: int | None = None
+    """GPUs of this machine that were held while it was made; None: made before this was noted."""
 
     def output(self, table_name: str) -> Dataset:
         """Return the output dataset of ``table_name``; raises ``KeyError``."""
@@ -372,9 +401,34 @@ def load_stage_record(path: Path) -> StageRecord:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold ``path`` locked; the kernel releases it when the process dies, however it dies."""
+def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold ``path`` locked; the kernel releases it when the process dies, however it dies.
+
+    Raises:
+        BlockingIOError: not to ``wait``, and another process holds it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+@contextlib.contextmanager
+def outputs_locked(workspace: Workspace, stage_keys: Iterable[str]) -> Iterator[None]:
+    """Hold these stage outputs, so that no run makes one of them meanwhile.
+
+    Raises:
+        WorkspaceError: a run is making one now.
+    """
+    with contextlib.ExitStack() as stack:
+        for key in sorted(set(stage_keys)):
+            lock = exclusive_lock(workspace.store / "locks" / key, wait=False)
+            try:
+                stack.enter_context(lock)
+            except BlockingIOError:
+                raise WorkspaceError(
+                    f"a run is making stage output {key} now",
+                    where=str(workspace.root),
+                    remedy="do it again when the run has ended; nothing was changed",
+                ) from None
         yield

@@ -39,6 +39,8 @@ class Column:
     allowed: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
+    words: bool = False
+    """Holds what a person or a model wrote: what removing texts takes away."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,12 @@ PROMPTS = Table(
     ("prompt_id",),
     (
         _text("prompt_id", "hash of the messages"),
-        Column("messages", MESSAGES, "the conversation: role and content, last turn by the user"),
+        Column(
+            "messages",
+            MESSAGES,
+            "the conversation: role and content, last turn by the user",
+            words=True,
+        ),
         _text("source", "where the prompt came from, as named in the configuration"),
         _text("stratum", "the group within the source that sampling balances"),
         _text(
@@ -151,9 +158,21 @@ PROMPTS = Table(
             allowed=(*SPLITS, GOLD_SPLIT),
         ),
         _text("verifier", "the rule that can check an answer", nullable=True),
-        _text("ground_truth", "what the verifier needs to know, as JSON", nullable=True),
-        _text("gold", "of split gold: the good and the damaged answer, as JSON", nullable=True),
-        _text("reference", "a known good answer by people, if the source has one", nullable=True),
+        _text(
+            "ground_truth", "what the verifier needs to know, as JSON", nullable=True, words=True
+        ),
+        _text(
+            "gold",
+            "of split gold: the good and the damaged answer, as JSON",
+            nullable=True,
+            words=True,
+        ),
+        _text(
+            "reference",
+            "a known good answer by people, if the source has one",
+            nullable=True,
+            words=True,
+        ),
     ),
 )
 
@@ -163,7 +182,7 @@ DROPPED_PROMPTS = Table(
     ("prompt_id",),
     (
         _text("prompt_id", "hash of the messages"),
-        Column("messages", MESSAGES, "the conversation"),
+        Column("messages", MESSAGES, "the conversation", words=True),
         _text("source", "where the prompt came from, as named in the configuration"),
         _text(
             "reason",
@@ -172,7 +191,12 @@ DROPPED_PROMPTS = Table(
         ),
         _text("kept_prompt_id", "of a near-duplicate: the prompt kept in its place", nullable=True),
         _text("evaluation_set", "of a contaminated one: the set's name", nullable=True),
-        _text("matched_text", "the words that it shares with that set, normalised", nullable=True),
+        _text(
+            "matched_text",
+            "the words that it shares with that set, normalised",
+            nullable=True,
+            words=True,
+        ),
     ),
 )
 
@@ -195,7 +219,12 @@ CANDIDATES = Table(
         _count("max_completion_tokens", "the limit asked for", "tokens"),
         _text("system_prompt", "put before the conversation by the generator", nullable=True),
         Column("seed", pa.int64(), "the seed of this prompt's samples"),
-        _text("completion", "the text, without special tokens; null: see error", nullable=True),
+        _text(
+            "completion",
+            "the text, without special tokens; null: see error",
+            nullable=True,
+            words=True,
+        ),
         _text(
             "finish_reason",
             "stop (end of turn), length (cut at the limit) or error",
@@ -255,7 +284,7 @@ JUDGMENTS = Table(
             nullable=True,
             allowed=("order_disagreement",),
         ),
-        _text("raw", "what the scorer said, word for word"),
+        _text("raw", "what the scorer said, word for word", words=True),
         _count("prompt_tokens", "read by the judge", "tokens", nullable=True),
         _count("completion_tokens", "written by the judge", "tokens", nullable=True),
         _number("latency_seconds", "of the call", unit="s", nullable=True, minimum=0),
@@ -504,6 +533,11 @@ ROUNDS = Table(
         _text("export_id", "the file trained on"),
         _text("base_weights_hash", "the policy before"),
         _text("reference_weights_hash", "the frozen reference model"),
+        _text(
+            "reference",
+            "which model that is: the policy before, the series' first, or a moving average",
+            allowed=("policy", "initial", "moving_average"),
+        ),
         _text("result_weights_hash", "the policy after"),
         _text("result_path", "the new model's folder, relative to the workspace"),
         _count("pairs", "trained on", "pairs"),
@@ -565,6 +599,50 @@ GATES = Table(
     references={"round_id": "rounds.round_id"},
 )
 
+CAPABILITY_ITEMS = Table(
+    "capability_items",
+    "how a policy did at one item of a capability card: a prompt, a text, a question",
+    ("policy", "weights_hash", "capability", "metric", "item"),
+    (
+        _text("policy", "the policy's name"),
+        _text("weights_hash", "its weights"),
+        _text("capability", "instruction_following, tasks, texts, lm_eval/TASK, or a file's name"),
+        _text("metric", "what was measured (docs/evaluation.md)"),
+        _text("stratum", "the kind of item"),
+        _text("item", "the same for every policy"),
+        _number("value", "the measure"),
+        _number("weight", "what it counts in a mean", minimum=0),
+        _flag("higher_is_better", "whether a larger value is the better one"),
+    ),
+)
+
+CAPABILITIES = Table(
+    "capabilities",
+    "one measure on a capability card: a policy, and how it differs from the card's first one",
+    ("policy", "weights_hash", "first_weights_hash", "capability", "metric", "stratum"),
+    (
+        _text("policy", "the policy's name"),
+        _text("weights_hash", "its weights"),
+        _text("first_weights_hash", "the weights of the policy that it is compared with"),
+        _text("capability", "instruction_following, tasks, texts, lm_eval/TASK, or a file's name"),
+        _text("metric", "what was measured (docs/evaluation.md)"),
+        _text("stratum", "all, or one kind of item"),
+        _count("items", "items measured", "items"),
+        _number("value", "mean over items"),
+        _number("value_low", "lower end of its 95 % interval"),
+        _number("value_high", "upper end"),
+        _count(
+            "paired", "items that the first policy has too; null: it is the first", nullable=True
+        ),
+        _number("difference", "mean of value - the first policy's, over those", nullable=True),
+        _number("low", "lower end of its paired 95 % bootstrap interval", nullable=True),
+        _number("high", "upper end", nullable=True),
+        _flag("higher_is_better", "whether a larger value is the better one"),
+        _number("tolerance", "how much worse it may be", minimum=0),
+        _flag("regressed", "whether the whole interval is worse than the tolerance allows"),
+    ),
+)
+
 VALIDATIONS = Table(
     "validations",
     "one expectation checked on one table of one stage",
@@ -589,14 +667,18 @@ RUNS = Table(
         _text("run_id", "the flow's name and a hash of the resolved configuration and inputs"),
         _text(
             "flow",
-            "refresh, dpo_round, or sweep: pairs of another run's judgments",
-            allowed=("refresh", "dpo_round", "sweep"),
+            "refresh, dpo_round, sweep: pairs of another run's judgments, or card: capabilities",
+            allowed=("refresh", "dpo_round", "sweep", "card"),
         ),
         _text("name", "from the configuration"),
         _count("round_index", "place in its series, from 1; 0 for a refresh"),
         _text("config", "the resolved configuration, as JSON"),
         _text("code_version", "prefmill's version and, in a checkout, its commit"),
-        _text("status", "how it stands", allowed=("running", "completed", "failed")),
+        _text(
+            "status",
+            "how it stands; dead: its process is gone, without a word",
+            allowed=("running", "completed", "failed", "dead"),
+        ),
         _time("started_at", "first start"),
         _time("ended_at", "last end", nullable=True),
         _count("attempts", "how often it was started", "starts"),
@@ -621,18 +703,96 @@ STAGE_RUNS = Table(
     references={"run_id": "runs.run_id"},
 )
 
+STAGE_OUTPUTS = Table(
+    "stage_outputs",
+    "one finished output of a stage; runs share it",
+    ("stage_key",),
+    (
+        _text("stage_key", "hash of the stage, its settings and its inputs"),
+        _text("stage", "the stage"),
+        _text("made_by", "the run that made it"),
+        _text("config", "what decides its rows besides its inputs, as JSON"),
+        _time("started_at", "when making it began"),
+        _time("ended_at", "when it was finished"),
+        _number("seconds", "wall time of making it", unit="s", minimum=0),
+        _count("gpus", "of this machine, held meanwhile; null: not noted", "GPUs", nullable=True),
+        _time(
+            "removed_at", "when `gc` removed its texts or files; null: all is there", nullable=True
+        ),
+    ),
+)
+
+STAGE_ERRORS = Table(
+    "stage_errors",
+    "one time that a stage of a run failed, also where a later attempt went well",
+    ("run_id", "stage", "failed_at"),
+    (
+        _text("run_id", "the run"),
+        _text("stage", "the stage's name within the run"),
+        _time("failed_at", "when"),
+        _text("stage_key", "the output that it was making"),
+        _number("seconds", "wall time until then", unit="s", minimum=0),
+        _text("error", "the error's class and what it says"),
+    ),
+    references={"run_id": "runs.run_id"},
+)
+
 ARTIFACTS = Table(
     "artifacts",
-    "one part-file that a stage read or wrote",
+    "one file that a stage read or wrote, or one page about a run",
     ("stage_key", "role", "path"),
     (
-        _text("stage_key", "the stage's output that it belongs to"),
-        _text("stage", "the stage that read or wrote it"),
+        _text("stage_key", "the stage's output that it belongs to; of a page its run's id"),
+        _text("stage", "the stage that read or wrote it; of a page `report`"),
+        _text("made_by", "the run that read or wrote it first, or that the page is about"),
         _text("role", "input or output", allowed=("input", "output")),
-        _text("table", "the table of its rows"),
+        _text(
+            "kind",
+            "rows of a table, a file for trainers, a trained policy's folder, or a page",
+            allowed=("part", "export", "model", "page"),
+        ),
+        _text("table", "of a part, the table of its rows", nullable=True),
         _text("path", "relative to the workspace"),
-        _count("rows", "rows in it", "rows"),
-        _text("sha256", "of the file's bytes"),
+        _count("rows", "rows in it; of an export, pairs; null: it has none", "rows", nullable=True),
+        _text(
+            "sha256",
+            "of the file's bytes; of a model its weights hash; null: drawn again at will",
+            nullable=True,
+        ),
+        _time("removed_at", "when `gc` removed it or its texts; null: it is there", nullable=True),
+    ),
+)
+
+EDGES = Table(
+    "edges",
+    "one thing that a stage made, with one thing that it made it from",
+    ("stage_key", "from_name", "from_hash", "to_name"),
+    (
+        _text("stage_key", "the stage's output"),
+        _text("stage", "the stage"),
+        _text("from_kind", "what it read", allowed=("table", "export", "model")),
+        _text("from_name", "the table, or the file's or model's path; a model's hash if outside"),
+        _text("from_hash", "of its content: see to_hash"),
+        _text("from_stage_key", "the output that holds it; null: not made here", nullable=True),
+        _text("to_kind", "what it made", allowed=("table", "export", "model")),
+        _text("to_name", "the table, or the path relative to the workspace"),
+        _text("to_hash", "SHA-256 of a file, weights hash of a model, over its parts' of a table"),
+    ),
+)
+
+ERASURES = Table(
+    "erasures",
+    "one prompt that was erased on request, with all that was made of it",
+    ("erasure_id",),
+    (
+        _text("erasure_id", "SHA-256 of the prompt's id"),
+        _time("erased_at", "when it was done"),
+        _text("erased_by", "the user who ran the command"),
+        _text("reason", "as given with the command; empty: none"),
+        _count("rows", "rows rewritten or removed", "rows"),
+        _text("files", "files rewritten or removed, as a JSON list of paths"),
+        _text("trained_in", "rounds whose models were trained on it, as a JSON list of ids"),
+        _text("left_in", "files that still hold its words, as a JSON list of paths"),
     ),
 )
 
@@ -655,12 +815,22 @@ ROW_TABLES: tuple[Table, ...] = (
     ROUNDS,
     TRAINING_METRICS,
     EVALUATIONS,
+    CAPABILITY_ITEMS,
+    CAPABILITIES,
     GATES,
     VALIDATIONS,
 )
 """Tables kept as part-files, one folder per stage output."""
 
-RECORD_TABLES: tuple[Table, ...] = (RUNS, STAGE_RUNS, ARTIFACTS)
+RECORD_TABLES: tuple[Table, ...] = (
+    RUNS,
+    STAGE_RUNS,
+    STAGE_OUTPUTS,
+    STAGE_ERRORS,
+    ARTIFACTS,
+    EDGES,
+    ERASURES,
+)
 """Tables read from the JSON records of runs and stages."""
 
 ALL_TABLES: dict[str, Table] = {t.name: t for t in (*ROW_TABLES, *RECORD_TABLES)}

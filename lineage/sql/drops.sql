@@ -12,49 +12,38 @@
 --   mean_value: mean of what was measured on the dropped pairs
 --   limit: what it was measured against
 CREATE VIEW drops AS
-WITH
-keys AS (
-    SELECT DISTINCT prompts_key, pair_key, filter_key FROM run_stages WHERE filter_key IS NOT NULL
-),
-pair_splits AS (
-    SELECT k.filter_key, pairs.pair_id, p.split
-    FROM keys AS k
-    INNER JOIN pairs ON pairs.stage_key = k.pair_key
-    INNER JOIN prompts AS p ON p.stage_key = k.prompts_key AND p.prompt_id = pairs.prompt_id
-),
-totals AS (
-    SELECT filter_key, split, count(*) AS pairs FROM pair_splits GROUP BY ALL
-),
-rulings AS (
+WITH counted AS (
     SELECT
-        s.filter_key,
-        s.split,
-        d.position,
-        d.filter,
-        coalesce(d.reason, d.filter) AS reason,
+        run_id,
+        split,
+        position,
+        filter,
+        reason,
         count(*) AS rulings,
-        count(*) FILTER (WHERE d.position = dropped.position) AS first_drops,
-        avg(d.value) AS mean_value,
-        max(d."limit") AS "limit"
-    FROM decisions AS d
-    INNER JOIN pair_splits AS s ON s.filter_key = d.stage_key AND s.pair_id = d.pair_id
-    INNER JOIN dropped_pairs AS dropped
-        ON dropped.stage_key = d.stage_key AND dropped.pair_id = d.pair_id
-    WHERE NOT d.kept
+        count(*) FILTER (WHERE first_drop) AS first_drops,
+        avg(value) AS mean_value,
+        max("limit") AS "limit"
+    FROM rulings
     GROUP BY ALL
+),
+shares AS (
+    -- A filter rules on every pair, on those it keeps without a reason.
+    SELECT *, rulings / sum(rulings) OVER (
+        PARTITION BY run_id, split, position
+    ) AS share_of_pairs
+    FROM counted
 )
 SELECT
-    k.run_id,
-    r.split,
-    r.position,
-    r.filter,
-    r.reason,
-    r.rulings,
-    r.first_drops,
-    r.rulings / totals.pairs AS share_of_pairs,
-    r.mean_value,
-    r."limit"
-FROM run_stages AS k
-INNER JOIN rulings AS r ON r.filter_key = k.filter_key
-INNER JOIN totals ON totals.filter_key = r.filter_key AND totals.split = r.split
-ORDER BY k.run_id, r.split, r.position, r.reason;
+    run_id,
+    split,
+    position,
+    filter,
+    reason,
+    rulings,
+    first_drops,
+    share_of_pairs,
+    mean_value,
+    "limit"
+FROM shares
+WHERE reason IS NOT NULL
+ORDER BY run_id, split, position, reason;

@@ -15,56 +15,42 @@
 --   only_drops: those that no other filter drops: without it they would be kept
 --   unmeasured: pairs on which there was nothing to measure; they are kept
 CREATE VIEW filter_funnel AS
-WITH
-keys AS (
-    SELECT DISTINCT prompts_key, pair_key, filter_key FROM run_stages WHERE filter_key IS NOT NULL
-),
-pair_splits AS (
-    SELECT k.filter_key, pairs.pair_id, p.split
-    FROM keys AS k
-    INNER JOIN pairs ON pairs.stage_key = k.pair_key
-    INNER JOIN prompts AS p ON p.stage_key = k.prompts_key AND p.prompt_id = pairs.prompt_id
-),
-filters AS (
+WITH filters AS (
     SELECT
-        s.filter_key,
-        s.split,
-        d.position,
-        d.filter,
-        max(d.reason) AS reason,
-        max(d."limit") AS "limit",
+        run_id,
+        split,
+        position,
+        filter,
+        max(reason) AS reason,
+        max("limit") AS "limit",
         count(*) AS pairs,
-        count(*) FILTER (WHERE NOT d.kept AND d.position = dropped.position) AS first_drops,
-        count(*) FILTER (WHERE NOT d.kept) AS rulings,
-        count(*) FILTER (WHERE NOT d.kept AND len(dropped.reasons) = 1) AS only_drops,
-        count(*) - count(d.value) AS unmeasured
-    FROM decisions AS d
-    INNER JOIN pair_splits AS s ON s.filter_key = d.stage_key AND s.pair_id = d.pair_id
-    LEFT JOIN dropped_pairs AS dropped
-        ON dropped.stage_key = d.stage_key AND dropped.pair_id = d.pair_id
+        count(*) FILTER (WHERE first_drop) AS first_drops,
+        count(*) FILTER (WHERE NOT kept) AS rulings,
+        count(*) FILTER (WHERE NOT kept AND dropping_filters = 1) AS only_drops,
+        count(*) - count(value) AS unmeasured
+    FROM rulings
     GROUP BY ALL
 ),
 left_over AS (
     SELECT
         *,
         pairs - sum(first_drops) OVER (
-            PARTITION BY filter_key, split ORDER BY position
+            PARTITION BY run_id, split ORDER BY position
         )::BIGINT AS pairs_out
     FROM filters
 )
 SELECT
-    k.run_id,
-    f.split,
-    f.position,
-    f.filter,
-    f.reason,
-    f."limit",
-    f.pairs_out + f.first_drops AS pairs_in,
-    f.first_drops,
-    f.pairs_out,
-    f.rulings,
-    f.only_drops,
-    f.unmeasured
-FROM run_stages AS k
-INNER JOIN left_over AS f ON f.filter_key = k.filter_key
-ORDER BY k.run_id, f.split, f.position;
+    run_id,
+    split,
+    position,
+    filter,
+    reason,
+    "limit",
+    pairs_out + first_drops AS pairs_in,
+    first_drops,
+    pairs_out,
+    rulings,
+    only_drops,
+    unmeasured
+FROM left_over
+ORDER BY run_id, split, position;

@@ -12,39 +12,101 @@
 --   rejected_score: in the scorer's unit
 --   margin: chosen_score - rejected_score
 --   confidence: probability that the label is right (label_noise), where known
+--   length_weight: what it counts in training against length bias, where that is reweighted
 --   chosen_tokens: length of the chosen completion
 --   rejected_tokens: length of the rejected completion
 --   length_gap: chosen_tokens - rejected_tokens
 --   kept: no filter dropped it; null while the run has not filtered
 --   reasons: why it was dropped, in the filters' order; empty for a kept pair
 --   exported_to: ids of this run's exports that hold it
---   trained_in: ids of the rounds that trained on one of them
+--   trained_in: ids of the rounds that trained on one of them, or mixed the pair in later
 CREATE VIEW pair_quality AS
+WITH
+-- Everything is joined by run_id, not by stage_key: a question about one run then reads that run's
+-- files alone. What bears on a pair is gathered in one pass and joined once.
+asked AS (
+    SELECT k.run_id, p.prompt_id, p.source, p.stratum, p.split
+    FROM run_stages AS k
+    INNER JOIN prompts AS p ON p.stage_key = k.prompts_key
+),
+trained AS (
+    SELECT export_id, list(DISTINCT round_id) AS rounds FROM store.rounds GROUP BY export_id
+),
+facts AS (
+    SELECT
+        k.run_id,
+        noise.pair_id,
+        noise.probability_wrong,
+        NULL AS length_weight,
+        NULL AS position,
+        NULL AS reason,
+        NULL AS export_id,
+        NULL AS rounds
+    FROM run_stages AS k
+    INNER JOIN label_noise AS noise ON noise.stage_key = k.noise_key
+    UNION ALL
+    SELECT
+        k.run_id, d.pair_id, NULL, NULL, d.position, coalesce(d.reason, d.filter), NULL, NULL
+    FROM run_stages AS k
+    INNER JOIN decisions AS d ON d.stage_key = k.filter_key
+    WHERE NOT d.kept
+    UNION ALL
+    SELECT k.run_id, d.pair_id, NULL, d.value, NULL, NULL, NULL, NULL
+    FROM run_stages AS k
+    INNER JOIN decisions AS d ON d.stage_key = k.filter_key
+    WHERE d.kept AND d.filter = 'length_weight'
+    UNION ALL
+    SELECT k.run_id, e.pair_id, NULL, NULL, NULL, NULL, e.export_id, trained.rounds
+    FROM run_stages AS k
+    INNER JOIN export_rows AS e ON e.stage_key = k.export_key
+    LEFT JOIN trained ON trained.export_id = e.export_id
+    UNION ALL
+    -- A round that also trains on earlier rounds' pairs has an export of all of them.
+    SELECT k.run_id, e.pair_id, NULL, NULL, NULL, NULL, NULL, trained.rounds
+    FROM stage_runs AS mix
+    INNER JOIN export_rows AS e ON e.stage_key = mix.stage_key
+    INNER JOIN trained ON trained.export_id = e.export_id
+    INNER JOIN pairs ON pairs.pair_id = e.pair_id
+    INNER JOIN run_stages AS k ON k.pair_key = pairs.stage_key
+    WHERE mix.stage = 'mix'
+),
+found AS (
+    SELECT
+        run_id,
+        pair_id,
+        max(probability_wrong) AS probability_wrong,
+        max(length_weight) AS length_weight,
+        count(position) > 0 AS dropped,
+        list(reason ORDER BY position) FILTER (WHERE position IS NOT NULL) AS reasons,
+        list(export_id ORDER BY export_id) FILTER (WHERE export_id IS NOT NULL) AS exported_to,
+        list_sort(
+            list_distinct(flatten(list(rounds) FILTER (WHERE rounds IS NOT NULL)))
+        ) AS trained_in
+    FROM facts
+    GROUP BY run_id, pair_id
+)
 SELECT
     k.run_id,
     pairs.pair_id,
     pairs.prompt_id,
-    prompts.source,
-    prompts.stratum,
-    prompts.split,
+    asked.source,
+    asked.stratum,
+    asked.split,
     pairs.scorer,
     pairs.strategy,
     pairs.chosen_score,
     pairs.rejected_score,
     pairs.margin,
-    1 - noise.probability_wrong AS confidence,
+    1 - found.probability_wrong AS confidence,
+    found.length_weight,
     pairs.chosen_tokens,
     pairs.rejected_tokens,
     pairs.chosen_tokens - pairs.rejected_tokens AS length_gap,
-    CASE WHEN k.filter_key IS NOT NULL THEN d.pair_id IS NULL END AS kept,
-    coalesce(d.reasons, []) AS reasons,
-    coalesce(e.exported_to, []) AS exported_to,
-    coalesce(e.trained_in, []) AS trained_in
+    CASE WHEN k.filter_key IS NOT NULL THEN found.dropped IS NOT true END AS kept,
+    coalesce(found.reasons, []) AS reasons,
+    coalesce(found.exported_to, []) AS exported_to,
+    coalesce(found.trained_in, []) AS trained_in
 FROM run_stages AS k
 INNER JOIN pairs ON pairs.stage_key = k.pair_key
-LEFT JOIN prompts
-    ON prompts.stage_key = k.prompts_key AND prompts.prompt_id = pairs.prompt_id
-LEFT JOIN label_noise AS noise
-    ON noise.stage_key = k.noise_key AND noise.pair_id = pairs.pair_id
-LEFT JOIN dropped_pairs AS d ON d.stage_key = k.filter_key AND d.pair_id = pairs.pair_id
-LEFT JOIN exported_pairs AS e ON e.stage_key = k.export_key AND e.pair_id = pairs.pair_id;
+LEFT JOIN asked ON asked.run_id = k.run_id AND asked.prompt_id = pairs.prompt_id
+LEFT JOIN found ON found.run_id = k.run_id AND found.pair_id = pairs.pair_id;

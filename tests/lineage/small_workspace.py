@@ -37,7 +37,7 @@ RUN_B = replace(
     round_index=1,
     started_at="2026-11-02T10:00:00.5Z",
     ended_at=None,
-    status="running",
+    status="failed",
 )
 
 
@@ -157,7 +157,7 @@ VALIDATIONS = frame(
 )
 
 
-def write_stage(workspace, stage, key, outputs, inputs=(), run=RUN_A):
+def write_stage(workspace, stage, key, outputs, inputs=(), run=RUN_A, *, gpus=0):
     """Commit one stage output; ``outputs`` are frames, or lists of frames for several parts."""
     datasets = []
     for name, frames in outputs.items():
@@ -170,6 +170,7 @@ def write_stage(workspace, stage, key, outputs, inputs=(), run=RUN_A):
     record = StageRecord(
         stage=stage, stage_key=key, made_by=run.run_id, config={}, inputs=tuple(inputs),
         outputs=tuple(datasets), started_at=run.started_at, ended_at=run.started_at, seconds=1.0,
+        gpus=gpus,
     )  # fmt: skip
     write_stage_record(workspace, record)
     return datasets
@@ -239,7 +240,7 @@ def write_run_b(workspace):
     gate = {
         "rounds": frame(
             "rounds",
-            ("round_r1", 1, "export_b", "w0", "w0", "w1", "models/w1", 2, 4, True),
+            ("round_r1", 1, "export_b", "w0", "w0", "policy", "w1", "models/w1", 2, 4, True),
         ),
         "evaluations": frame(
             "evaluations",

@@ -266,6 +266,113 @@ def test_a_relative_workspace_works_from_elsewhere(tmp_path, monkeypatch):
     assert query(Workspace(tmp_path / "relative"), "FROM pairs").height == 3
 
 
+def test_a_moved_workspace_is_mended_by_rebuild(workspace, tmp_path):
+    before = contents(workspace)
+    moved = Workspace(tmp_path / "moved")
+    workspace.root.rename(moved.root)
+    with pytest.raises(WorkspaceError, match="moved or prefmill upgraded, run `prefmill lineage"):
+        query(moved, "FROM pairs")
+    rebuild(moved)
+    assert contents(moved) == before
+
+
+def test_a_file_of_an_older_layout_says_what_to_run_and_is_replaced(workspace):
+    with duckdb.connect(str(workspace.lineage_database)) as old:
+        old.execute("UPDATE store.published SET layout = 1")
+        old.execute("DROP TABLE edges")
+    with pytest.raises(WorkspaceError, match="run `prefmill lineage rebuild`"):
+        query(workspace, "FROM pairs")
+    publish(workspace)
+    assert not query(workspace, "FROM edges").is_empty()
+
+
+def test_exports_models_and_pages_are_artifacts(workspace):
+    found = query(
+        workspace,
+        "SELECT kind, stage, made_by, path, rows, sha256, removed_at FROM artifacts "
+        "WHERE kind <> 'part' AND stage <> 'report' ORDER BY path",
+    )
+    assert found.rows() == [
+        ("export", "export", "refresh_a1", "exports/k5/train.jsonl", 1, "00", None),
+        ("export", "export", "dpo_round_b2", "exports/k7/train.jsonl", 2, "00", None),
+    ]
+    pages = query(workspace, "SELECT stage_key, path FROM artifacts WHERE kind = 'page'")
+    # dpo_round_b2 is running: its pages are not drawn yet.
+    assert pages.rows() == [
+        ("refresh_a1", "runs/refresh_a1/report.html"),
+        ("refresh_a1", "runs/refresh_a1/validations.html"),
+    ]
+
+
+def test_edges_lead_from_inputs_to_outputs_by_content(workspace):
+    found = query(
+        workspace,
+        "SELECT a.from_name, a.stage, a.to_name, b.stage AS stage2, b.to_name AS name2 "
+        "FROM edges AS a JOIN edges AS b ON b.from_hash = a.to_hash "
+        "WHERE a.from_name = 'prompts'",
+    )
+    assert sorted(found.rows()) == [
+        ("prompts", "generate", "candidates", "judge", "judgments"),
+        ("prompts", "generate", "candidates", "score", "scores"),
+    ]
+
+
+def test_a_model_was_made_from_its_export_and_its_policy(written):
+    found = query(
+        written,
+        "SELECT from_kind, from_stage_key IS NOT NULL, from_name, to_kind FROM edges "
+        "WHERE to_kind = 'model' ORDER BY from_kind",
+    ).rows()
+    (path,) = query(
+        written, "SELECT path FROM exports WHERE format = 'trl_jsonl' AND split = 'train'"
+    )["path"]
+    assert found == [
+        ("export", True, path, "model"),
+        ("model", False, "w0", "model"),
+        ("table", True, "exports", "model"),
+    ]
+
+
+def test_every_failure_of_a_stage_is_recorded(workspace):
+    from flows.stage_runner import RunContext, StageSpec, run_stage
+
+    spec = StageSpec("score", 1, {}, (), ("scores",))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run_stage(RunContext(workspace, "refresh_a1"), "score", spec, lambda _: 1 / 0)
+    publish(workspace)
+    rows = query(workspace, "SELECT run_id, stage, stage_key, error FROM stage_errors").rows()
+    assert rows == [("refresh_a1", "score", spec.key, "ZeroDivisionError: division by zero")] * 2
+    assert (
+        query(workspace, "SELECT count(*) FROM stage_runs WHERE stage_key = ?", [spec.key]).item()
+        == 0
+    )
+
+
+FULL_DISK = """
+    import resource, sys
+    from pathlib import Path
+    from lineage.database import publish
+    from lineage.workspace import Workspace
+    from stages.errors import WorkspaceError
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        publish(Workspace(Path(sys.argv[1])))
+    except WorkspaceError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(workspace):
+    before = contents(workspace)
+    said = finish(start(FULL_DISK, workspace.root))
+    assert "cannot write lineage.duckdb" in said
+    assert "prefmill lineage rebuild" in said
+    assert contents(workspace) == before
+    publish(workspace)
+    assert not list(workspace.root.glob(".lineage.duckdb.*"))
+
+
 def test_publishing_takes_well_under_a_second(workspace):
     seconds = []
     for _ in range(3):

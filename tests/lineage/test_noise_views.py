@@ -1,15 +1,19 @@
 """What the lineage says of label noise and length bias."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
 from lineage.database import publish
 from lineage.query import query
+from lineage.records import write_run
 from lineage.why import render, why
 from stages.length_bias import length_bias
 from tests.lineage.small_workspace import (
     RUN_A,
     RUN_B,
+    SHARED,
     frame,
     write_run_a,
     write_run_b,
@@ -83,3 +87,29 @@ def test_the_length_bias_is_that_of_the_filter(workspace):
         assert row["bias"] == pytest.approx(measured.bias)
     assert found["pairs_of"].to_list() == ["proposed", "kept"]
     assert found.schema["pairs"] == pl.Int64
+
+
+def test_the_length_bias_is_also_told_as_the_weights_have_it(workspace):
+    weighed = replace(RUN_B, run_id="refresh_c3")
+    rulings = [
+        (f"pair_{name}", "length_weight", 0, True, None, weight, None)
+        for name, weight in (("11", 0.5), ("22", 1.5), ("33", 1.0))
+    ]
+    write_run(workspace, weighed)
+    write_stage(workspace, "filter", "kw", {"decisions": frame("decisions", *rulings)}, run=weighed)
+    write_stages_of_run(workspace, weighed, {**SHARED, "filter": "kw"})
+    publish(workspace)
+    found = query(workspace, "FROM length_bias WHERE run_id = ?", [weighed.run_id])
+
+    # Of the gaps -2, 0 and -6 a half and one of three; -7 over sqrt((0.5 + 1) * (0.5 * 4 + 36)).
+    assert found.select("pairs_of", "pairs", "bias", "longer_wins").rows() == [
+        ("proposed", 3, pytest.approx(2 / 3), 0),
+        ("kept", 3, pytest.approx(2 / 3), 0),
+        ("weighted", 3, 0.5, 0),
+    ]
+    assert found["correlation"][2] == pytest.approx(-7 / 57**0.5)
+    every = query(workspace, "SELECT run_id, kept, length_weight FROM pair_quality ORDER BY ALL")
+    assert every.filter(run_id=weighed.run_id).rows() == [
+        (weighed.run_id, True, weight) for weight in (0.5, 1.0, 1.5)
+    ]
+    assert every.filter(run_id=RUN_A.run_id)["length_weight"].null_count() == 3

@@ -5,11 +5,12 @@ import shutil
 import duckdb
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from lineage.database import publish, rebuild
 from lineage.query import query
 from lineage.workspace import Workspace
-from stages.errors import DataError, MissingFileError, WorkspaceError
+from stages.errors import DataError, MissingFileError, PrefmillError, WorkspaceError
 
 
 def test_returns_a_frame_and_binds_values(published):
@@ -125,6 +126,17 @@ def test_sql_serialized_as_json_is_refused(published):
         "FROM read_csv('{outside}')",
         "FROM read_text('{outside}')",
         "FROM read_text('/etc/passwd')",
+        "FROM read_blob('/proc/self/environ')",
+        "FROM read_text('~/.profile')",
+        "FROM read_text('file:///etc/passwd')",
+        "FROM read_text('s3://bucket/key')",
+        "FROM sniff_csv('/etc/passwd')",
+        "FROM parquet_metadata('/etc/*.parquet')",
+        "FROM read_text('{root}/folder_link/outside.csv')",
+        "FROM glob('{root}/folder_link/*')",
+        "FROM glob('{root}/../*')",
+        "FROM duckdb_secrets()",
+        "SELECT getenv('HOME')",
         "FROM glob('/etc/*')",
         "FROM '{root}/../outside.csv'",
         "FROM '{root}/link.csv'",
@@ -134,16 +146,19 @@ def test_sql_serialized_as_json_is_refused(published):
 )
 def test_reading_outside_the_workspace_is_refused(published, sql):
     outside = published.root.parent / "outside.csv"
-    outside.write_text("secret\n1\n")
+    outside.write_text("planted\n1\n")
     link = published.root / "link.csv"
     link.unlink(missing_ok=True)
     link.symlink_to(outside)
+    folder_link = published.root / "folder_link"
+    folder_link.unlink(missing_ok=True)
+    folder_link.symlink_to(outside.parent)
     sql = sql.replace("{outside}", str(outside)).replace(
         "{root}", str(published.root).replace("'", "''")
     )
     with pytest.raises(DataError) as error:
         query(published, sql)
-    assert "secret" not in str(error.value)
+    assert "planted" not in str(error.value)
 
 
 def test_variables_of_the_program_cannot_be_read(published):
@@ -163,6 +178,58 @@ def test_broken_sql_is_a_data_error_that_shows_where(published):
         query(published, "SELEC 1")
     with pytest.raises(DataError, match="margin"):
         query(published, "SELECT margni FROM pairs")
+
+
+def asked(workspace, *arguments, **rest):
+    from flows.cli import cli
+
+    return CliRunner().invoke(cli, ["sql", "-w", str(workspace.root), *arguments], **rest)
+
+
+ANSWER = {
+    "pair_id": ["pair_22"],
+    "reasons": [["margin_below_minimum", "length_ratio_above_maximum"]],
+}
+QUESTION = "SELECT pair_id, reasons FROM pair_quality WHERE pair_id = 'pair_22' AND NOT kept"
+
+
+def test_the_command_writes_every_format(published, tmp_path):
+    paths = {ending: tmp_path / f"answer.{ending}" for ending in ("csv", "json", "parquet")}
+    for path in paths.values():
+        assert asked(published, QUESTION, "-o", str(path)).exit_code == 0
+    (row,) = pl.DataFrame(ANSWER).to_dicts()
+    assert json.loads(paths["json"].read_text()) == [row]
+    assert pl.read_parquet(paths["parquet"]).to_dicts() == [row]
+    (flat,) = pl.read_csv(paths["csv"]).to_dicts()
+    assert flat | {"reasons": json.loads(flat["reasons"])} == row
+    assert asked(published, QUESTION, "--format", "csv").stdout == paths["csv"].read_text()
+
+
+def test_the_command_reads_a_query_from_a_file_or_stdin(published, tmp_path):
+    file = tmp_path / "question.sql"
+    file.write_text(QUESTION)
+    for found in (
+        asked(published, "--file", str(file), "--format", "json"),
+        asked(published, "--file", "-", "--format", "json", input=QUESTION),
+    ):
+        assert json.loads(found.stdout)[0]["pair_id"] == "pair_22"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["SELECT 1", "--file", "-"],
+        ["SELECT 1", "--format", "parquet"],
+        ["SELECT 1", "-o", "answer.txt"],
+        ["SELECT 1", "-o", "no/such/folder/answer.csv"],
+        ["SELECT 1", "-o", "no/such/folder/answer.parquet"],
+    ],
+)
+def test_the_command_says_what_it_cannot_do(published, arguments):
+    found = asked(published, *arguments)
+    assert found.exit_code != 0
+    assert isinstance(found.exception, SystemExit | PrefmillError)
 
 
 def test_an_unpublished_workspace(empty_workspace):

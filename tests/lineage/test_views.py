@@ -1,3 +1,7 @@
+from dataclasses import replace
+
+import polars as pl
+
 from lineage.database import publish
 from lineage.ddl import SQL_FOLDER, VIEWS, view_file
 from lineage.query import connect, query
@@ -12,6 +16,7 @@ from tests.lineage.small_workspace import (
     RUN_A,
     RUN_B,
     frame,
+    write_run_a,
     write_stage,
     write_stages_of_run,
 )
@@ -167,6 +172,24 @@ def test_the_filter_funnel_has_every_filter_and_adds_up(published):
     assert sorted(kept) == sorted(funnel)
 
 
+def test_rulings_say_which_filter_dropped_a_pair_first(published):
+    found = rows(
+        published,
+        "SELECT pair_id, split, filter, kept, reason, first_drop, dropping_filters FROM rulings "
+        "WHERE run_id = ? ORDER BY pair_id, position",
+        "refresh_a1",
+    )
+    margin, ratio = "margin_below_minimum", "length_ratio_above_maximum"
+    assert found == [
+        ("pair_11", "train", "margin", True, None, False, 0),
+        ("pair_11", "train", "length_ratio", True, None, False, 0),
+        ("pair_22", "train", "margin", False, margin, True, 2),
+        ("pair_22", "train", "length_ratio", False, ratio, False, 2),
+        ("pair_33", "heldout", "margin", True, None, False, 1),
+        ("pair_33", "heldout", "length_ratio", False, ratio, True, 1),
+    ]
+
+
 def test_filters_overlap_where_both_drop(published):
     overlaps = "SELECT run_id, filter, other, pairs, share_of_filter, share_of_other FROM "
     found = rows(published, overlaps + "filter_overlap")
@@ -191,6 +214,116 @@ def test_pair_quality_has_a_row_per_run_and_pair(published):
     ]
 
 
+def test_source_yield_counts_by_stratum_and_split(published):
+    found = rows(
+        published,
+        "SELECT stratum, split, prompts, candidates, completion_tokens, pairs, kept, "
+        "prompts_with_kept_pair, kept_per_100_prompts, completion_tokens_per_kept_pair, "
+        "mean_margin, mean_length_gap FROM source_yield WHERE run_id = ? AND source = 'bundled'",
+        "refresh_a1",
+    )
+    # p1 and p2: 4 + 6 + 2 + 2 tokens; of their two pairs pair_11 is kept, margin 1, gap 4 - 6.
+    assert found == [
+        ("add", "heldout", 1, 2, 12, 1, 0, 0, 0.0, None, None, None),
+        ("add", "train", 2, 4, 14, 2, 1, 1, 50.0, 14.0, 1.0, -2.0),
+        ("sub", "train", 1, 2, 4, 0, 0, 0, 0.0, None, None, None),
+    ]
+
+
+def test_training_curves_have_a_row_a_step(published):
+    found = rows(
+        published,
+        "SELECT run_id, name, round_id, round_index, step, loss, kl, metrics['loss'] "
+        "FROM training_curves",
+    )
+    told = ("dpo_round_b2", "small round", "round_r1", 1)
+    assert found == [(*told, 1, 0.69, None, 0.69), (*told, 2, 0.5, None, 0.5)]
+
+
+def test_cost_is_of_the_making_and_per_thousand_kept_pairs(empty_workspace):
+    paid = JUDGMENTS[:3].with_columns(prompt_tokens=100, completion_tokens=7, cost=0.5)
+    metrics = frame(
+        "training_metrics",
+        ("round_r1", 1, "num_tokens", 60.0),
+        ("round_r1", 2, "num_tokens", 120.0),
+    )
+    write_run_a(empty_workspace)
+    write_stage(empty_workspace, "judge", "j2", {"judgments": paid})
+    write_stage(empty_workspace, "train", "t1", {"training_metrics": metrics}, gpus=2)
+    write_stages_of_run(empty_workspace, RUN_A, {"judge:paid": "j2", "train": "t1"})
+    publish(empty_workspace)
+    figures = "prompt_tokens, completion_tokens, trained_tokens, cost, seconds, gpu_seconds"
+    found = rows(
+        empty_workspace,
+        f"SELECT stage, {figures}, tokens_per_1000_kept, cost_per_1000_kept, "
+        "gpu_seconds_per_1000_kept FROM cost WHERE kept_pairs = 1 AND NOT reused "
+        "AND stage IN ('generate', 'judge:paid', 'train') ORDER BY stage",
+    )
+    # Four prompts of 5 tokens, each read once for its two samples, which have 30 tokens together.
+    assert found == [
+        ("generate", 20, 30, None, None, 1.0, 0.0, 50_000.0, None, 0.0),
+        ("judge:paid", 300, 21, None, 1.5, 1.0, 0.0, 321_000.0, 1500.0, 0.0),
+        ("train", None, None, 120, None, 1.0, 2.0, 120_000.0, None, 2000.0),
+    ]
+
+
+def test_edges_of_a_run_lead_from_prompts_to_decisions(published):
+    found = query(published, "FROM lineage_edges WHERE run_id = 'refresh_a1'")
+    read = [(row["from_name"], row["to_name"]) for row in found.iter_rows(named=True)]
+    assert read == [
+        ("prompts", "candidates"),
+        ("candidates", "judgments"),
+        ("candidates", "scores"),
+        ("judgments", "scores"),
+        ("scores", "pairs"),
+        ("pairs", "decisions"),
+    ]
+    made = dict(zip(found["to_name"], found["to_hash"], strict=True))
+    for row in found.filter(pl.col("from_name") != "prompts").iter_rows(named=True):
+        assert made[row["from_name"]] == row["from_hash"]
+
+
+def write_run_with_export(workspace, run, export_key):
+    """A run that exports straight from its prompts, `k0`."""
+    write_run(workspace, run)
+    prompts = write_stage(workspace, "prompts", "k0", {"prompts": PROMPTS})
+    export = (f"export_{export_key}", "trl_jsonl", "train", f"exports/{export_key}", 1, "00")
+    write_stage(workspace, "export", export_key, {"exports": frame("exports", export)}, prompts)
+    write_stages_of_run(workspace, run, {"prompts": "k0", "export": export_key})
+
+
+def stale(workspace):
+    publish(workspace)
+    return rows(workspace, "SELECT run_id, export_id, reason, stage, about FROM stale")
+
+
+def test_an_export_is_stale_when_what_it_was_made_from_changed(empty_workspace):
+    part = "store/prompts/stage_key=k0/part-00000.parquet"
+    write_run_with_export(empty_workspace, RUN_A, "k5")
+    assert stale(empty_workspace) == []
+    write_stage(empty_workspace, "prompts", "k0", {"prompts": PROMPTS[:3]})
+    changed = [(RUN_A.run_id, "export_k5", "input_changed", "export", part)]
+    assert stale(empty_workspace) == changed
+    (empty_workspace.root / part).unlink()
+    missing = [(RUN_A.run_id, "export_k5", "input_missing", "export", part)]
+    assert stale(empty_workspace) == missing
+    (empty_workspace.store / "stages" / "k0.json").unlink()
+    assert stale(empty_workspace) == missing
+
+
+def test_an_export_is_stale_when_a_newer_run_has_another(empty_workspace):
+    later = replace(RUN_A, run_id="refresh_a9", started_at="2026-11-09T10:00:00+00:00")
+    failed = replace(later, run_id="refresh_b9", status="failed")
+    other = replace(later, run_id="refresh_c9", name="other")
+    for run, key in ((RUN_A, "k5"), (later, "k9"), (failed, "kb"), (other, "kc")):
+        write_run_with_export(empty_workspace, run, key)
+    assert stale(empty_workspace) == [
+        (RUN_A.run_id, "export_k5", "newer_run", "export", later.run_id)
+    ]
+    write_stages_of_run(empty_workspace, later, {"export": "k5"})
+    assert stale(empty_workspace) == []
+
+
 def test_rounds_shows_success_before_and_after(published):
     found = query(published, "FROM rounds")
     declared = ALL_TABLES["rounds"].column_names
@@ -203,12 +336,14 @@ def test_rounds_shows_success_before_and_after(published):
         *(f"greedy_{figure}" for figure in figures),
         "stage_key",
     ]
-    (row,) = found.rows()
-    assert row[:10] == ("round_r1", 1, "export_b", "w0", "w0", "w1", "models/w1", 2, 4, True)
-    assert row[10:12] == ("dpo_round_b2", "small round")
-    assert row[12:17] == (0.25, 0.5, 0.25, 0.125, 0.375)
-    assert row[17:22] == (0.5, 0.75, 0.25, 0.0, 0.5)
-    assert row[22:] == ("k10",)
+    (row,) = found.rows(named=True)
+    made = ("round_id", "export_id", "result_path", "promoted", "run_id", "name", "stage_key")
+    assert [row[name] for name in made] == [
+        "round_r1", "export_b", "models/w1", True, "dpo_round_b2", "small round", "k10",
+    ]  # fmt: skip
+    measured = {"sampled": (0.25, 0.5, 0.25, 0.125, 0.375), "greedy": (0.5, 0.75, 0.25, 0.0, 0.5)}
+    for decoding, expected in measured.items():
+        assert tuple(row[f"{decoding}_{figure}"] for figure in figures) == expected
 
 
 def test_row_tables_have_the_declared_columns_then_the_stage_key(published):
