@@ -1,32 +1,26 @@
-"""The report's plots as inline SVG: drawn by Vega-Lite at build time, no script and no network.
-
-Data are binned in polars first, so a million pairs cost what a hundred do. The colours are those
-of the light palette; the page's style sheet maps each one to its partner in the dark.
-"""
+"""The report's plots. Data are binned in polars first: a million pairs cost what a hundred do."""
 
 from __future__ import annotations
 
 import math
 import re
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree as ET
 
 import polars as pl
-from markupsafe import Markup
 
+from flows.report_svg import BLUE, INK, MUTED, ORANGE, PURPLE, as_svg, values_of
 from lineage.story import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-INK, MUTED, GRID = "#1d242b", "#5b6670", "#dfe4e8"
-BLUE, ORANGE, PURPLE = "#0b66b0", "#c9590c", "#8256b5"
+    from markupsafe import Markup
+
 WIDTH, HEIGHT = 380, 190
-MAX_BINS, MAX_POINTS, MAX_STRATA = 30, 240, 24
+MAX_BINS, MAX_POINTS, MAX_STRATA, MAX_SCORERS = 30, 240, 24, 12
 FEW_POINTS = 12
 PANELS_IN_A_ROW = 4
 DASHES = [[1, 0], [6, 3], [2, 2]]
-SVG_TAGS = {"svg", "g", "path", "text", "tspan", "rect", "line", "defs", "clipPath", "style"}
 
 CURVES: dict[str, dict[str, str]] = {
     "Loss": {"loss": BLUE},
@@ -42,14 +36,21 @@ CURVES: dict[str, dict[str, str]] = {
 """Panel to the metrics it shows (TRL's names) and their colours."""
 
 
-KEPT = pl.when("kept").then(pl.lit("kept")).otherwise(pl.lit("dropped"))
-KEPT_COLOURS = {"kept": BLUE, "dropped": ORANGE}
+KEPT = (
+    pl.when(pl.col("kept").is_null())
+    .then(pl.lit("not filtered"))
+    .when("kept")
+    .then(pl.lit("kept"))
+    .otherwise(pl.lit("dropped"))
+)
+KEPT_COLOURS = {"kept": BLUE, "dropped": ORANGE, "not filtered": PURPLE}
+ROUND_COLOURS = {"start": MUTED, "promoted": BLUE, "held": ORANGE}
 
 
 def margins(pairs: pl.DataFrame) -> Markup | None:
     """Return the distribution of margins, kept pairs under dropped ones; None without pairs."""
     bins = _binned(pairs.select(value="margin", state=KEPT))
-    return _bars("margins", bins, "margin: chosen score \u2212 rejected score") if bins else None
+    return _bars("margins", bins, ("chosen score \u2212 rejected score", "pairs")) if bins else None
 
 
 def scores(pairs: pl.DataFrame) -> Markup | None:
@@ -68,14 +69,40 @@ def scores(pairs: pl.DataFrame) -> Markup | None:
         color=_series("state", {"chosen": BLUE, "rejected": ORANGE}),
     )
     chart = base.mark_bar(fillOpacity=0.5, binSpacing=1)
-    return _svg("scores", chart.properties(width=WIDTH, height=HEIGHT))
+    return as_svg("scores", chart.properties(width=WIDTH, height=HEIGHT))
+
+
+def wrongness(pairs: pl.DataFrame) -> Markup | None:
+    """Return the distribution of how probably labels are wrong; None where that is not known."""
+    if "confidence" not in pairs.columns:
+        return None
+    bins = _binned(pairs.select(value=1.0 - pl.col("confidence"), state=KEPT).drop_nulls("value"))
+    return (
+        _bars("wrongness", bins, ("probability that the label is wrong", "pairs")) if bins else None
+    )
+
+
+def of_scorers(frame: pl.DataFrame, value: str, title: str) -> dict[str, Markup]:
+    """Return by scorer the distribution of ``value``, with zero marked where it has two sides."""
+    drawn: dict[str, Markup] = {}
+    if frame.is_empty():
+        return drawn
+    states, rows_are = (KEPT, "pairs") if "kept" in frame.columns else (pl.lit(""), "answers")
+    for (name,), rows in sorted(frame.partition_by("scorer", as_dict=True).items())[:MAX_SCORERS]:
+        bins = _binned(rows.select(value=value, state=states).drop_nulls("value"))
+        if bins:
+            # Ids within the page; a scorer's name may hold anything.
+            plot_name = f"{value}-{len(drawn)}"
+            drawn[str(name)] = _bars(plot_name, bins, (title, rows_are), zero=bins[0]["start"] < 0)
+    return drawn
 
 
 def length_gaps(pairs: pl.DataFrame) -> Markup | None:
     """Return how much longer the chosen completions are; None without pairs."""
     gap = (pl.col("chosen_tokens") - pl.col("rejected_tokens")).cast(pl.Float64)
     bins = _binned(pairs.select(value=gap, state=KEPT))
-    return _bars("gaps", bins, "chosen \u2212 rejected length, tokens", zero=True) if bins else None
+    titles = ("chosen \u2212 rejected length, tokens", "pairs")
+    return _bars("gaps", bins, titles, zero=True) if bins else None
 
 
 def length_preference(pairs: pl.DataFrame) -> Markup | None:
@@ -85,15 +112,14 @@ def length_preference(pairs: pl.DataFrame) -> Markup | None:
     rows = length_preference_rows(pairs)
     if rows.is_empty():
         return None
-    base = alt.Chart(_values(rows))
+    base = alt.Chart(values_of(rows))
     x = alt.X("gap:N", sort=None, title="length gap, tokens", axis=alt.Axis(labelAngle=0))
     scale = alt.Scale(domain=[0, 1])
     y = alt.Y("share:Q", scale=scale, title="longer one chosen", axis=alt.Axis(format="%"))
-    colour = _series("state", KEPT_COLOURS)
+    colour = _series("state", _present(rows["state"]))
     offset = alt.XOffset("state:N", sort=["kept", "dropped"])
-    even = alt.Chart(_values(pl.DataFrame({"y": [0.5]}))).mark_rule(color=MUTED, strokeDash=[4, 3])
     chart = alt.layer(
-        even.encode(y="y:Q"),
+        _mark("y", 0.5, MUTED),
         base.mark_rule(strokeWidth=2).encode(
             x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour, xOffset=offset
         ),
@@ -101,7 +127,7 @@ def length_preference(pairs: pl.DataFrame) -> Markup | None:
             x=x, y=y, color=colour, xOffset=offset, shape=_shape("state", ["kept", "dropped"])
         ),
     )
-    return _svg("preference", chart.properties(width=WIDTH, height=HEIGHT))
+    return as_svg("preference", chart.properties(width=WIDTH, height=HEIGHT))
 
 
 def length_preference_rows(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -150,14 +176,13 @@ def lift(evaluations: pl.DataFrame, percent: bool) -> Markup | None:
     names = order.sort("first", "difference", descending=True)["stratum"].head(MAX_STRATA).to_list()
     rows = rows.filter(pl.col("stratum").is_in(names))
     decodings = [d for d in ("sampled", "greedy") if d in rows["decoding"].to_list()]
-    base = alt.Chart(_values(rows.select("stratum", "decoding", "difference", "low", "high")))
+    base = alt.Chart(values_of(rows.select("stratum", "decoding", "difference", "low", "high")))
     y = alt.Y("stratum:N", sort=[visible(n) for n in names], title=None)
     offset = alt.YOffset("decoding:N", sort=decodings)
     colour = _series("decoding", dict(zip(decodings, (BLUE, ORANGE), strict=False)))
     title = "change, percentage points" if percent else "change"
-    zero = alt.Chart(_values(pl.DataFrame({"x": [0.0]}))).mark_rule(color=INK, strokeDash=[4, 3])
     chart = alt.layer(
-        zero.encode(x="x:Q"),
+        _mark("x", 0.0, INK),
         base.mark_rule(strokeWidth=2).encode(
             x=alt.X("low:Q", title=title), x2="high:Q", y=y, yOffset=offset, color=colour
         ),
@@ -166,7 +191,7 @@ def lift(evaluations: pl.DataFrame, percent: bool) -> Markup | None:
         ),
     )
     height = alt.Step(17 if len(decodings) > 1 else 26)
-    return _svg("lift", chart.properties(width=WIDTH - 90, height=height))
+    return as_svg("lift", chart.properties(width=WIDTH - 90, height=height))
 
 
 def strategies(rows: pl.DataFrame) -> Markup | None:
@@ -185,7 +210,7 @@ def strategies(rows: pl.DataFrame) -> Markup | None:
         ticks = alt.Axis(tickCount=3, format=".3~r")
         x = alt.X("value:Q", title=measure, scale=alt.Scale(zero=False), axis=ticks)
         y = alt.Y("name:N", sort=names, title=None, axis=labels, scale=alt.Scale(domain=names))
-        base = alt.Chart(_values(known.filter(measure=measure)))
+        base = alt.Chart(values_of(known.filter(measure=measure)))
         dots = base.mark_point(filled=True, size=60, opacity=1, color=BLUE).encode(x=x, y=y)
         return dots.properties(width=150, height=alt.Step(22))
 
@@ -193,7 +218,7 @@ def strategies(rows: pl.DataFrame) -> Markup | None:
         alt.hconcat(*map(panel, measures[first : first + PANELS_IN_A_ROW]))
         for first in range(0, len(measures), PANELS_IN_A_ROW)
     ]
-    return _svg("strategies", alt.vconcat(*rows_of_panels))
+    return as_svg("strategies", alt.vconcat(*rows_of_panels))
 
 
 def training_curves(metrics: pl.DataFrame) -> list[tuple[str, Markup]]:
@@ -206,42 +231,96 @@ def training_curves(metrics: pl.DataFrame) -> list[tuple[str, Markup]]:
         present = {m: c for m, c in colours.items() if m in rows["metric"].to_list()}
         if not present:
             continue
-        line = alt.Chart(_values(rows)).mark_line(
+        line = alt.Chart(values_of(rows)).mark_line(
             strokeWidth=2, point=rows.height <= len(present) * FEW_POINTS
         )
         legend = None if len(present) == 1 else alt.Legend()
+        places = sorted(set(rows["step"]))
+        # A short training has a tick a step: Vega would put some between two.
+        values = places if len(places) <= FEW_POINTS else alt.Undefined
+        steps = alt.Axis(format="d", tickCount=6, values=values)
         dashes = alt.Scale(domain=list(present), range=DASHES[: len(present)])
         chart = line.encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(format="d", tickMinStep=1, tickCount=6)),
+            x=alt.X("step:Q", title="step", axis=steps),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
-            color=_series("metric", present, legend),
+            color=_series("metric", present),
             strokeDash=alt.StrokeDash("metric:N", scale=dashes, title=None, legend=legend),
         )
         name = re.sub(r"\W+", "-", title.lower())
-        drawn.append((title, _svg(name, chart.properties(width=WIDTH, height=150))))
+        drawn.append((title, as_svg(name, chart.properties(width=WIDTH, height=150))))
     return drawn
 
 
-def _bars(name: str, bins: list[dict[str, Any]], title: str, zero: bool = False) -> Markup:
+def by_round(
+    name: str, rows: pl.DataFrame, title: str, level: float | None = None, *, percent: bool = False
+) -> Markup | None:
+    """Return a value per round, a dot each; None without values.
+
+    ``rows``: round, value, low, high (null: no interval) and state (promoted, held, start). A
+    dashed line stands at ``level``.
+    """
+    import altair as alt
+
+    known = rows.drop_nulls("value")
+    if known.is_empty():
+        return None
+    base = alt.Chart(values_of(known))
+    ticks = alt.Axis(format="d", values=sorted(set(known["round"])), grid=False)
+    scale = alt.Scale(padding=24, nice=False, zero=False)
+    x = alt.X("round:Q", title="round", axis=ticks, scale=scale)
+    shown = alt.Axis(format="%" if percent else alt.Undefined, tickCount=5)
+    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=shown)
+    present = {s: c for s, c in ROUND_COLOURS.items() if s in known["state"].to_list()}
+    layers = [
+        base.mark_line(color=MUTED, strokeWidth=1).encode(x=x, y=y),
+        base.mark_rule(strokeWidth=2).transform_filter("isValid(datum.low)").encode(
+            x=x, y=alt.Y("low:Q", title=title), y2="high:Q",
+            color=_series("state", present),
+        ),
+        base.mark_point(filled=True, size=70, opacity=1).encode(
+            x=x, y=y, color=_series("state", present),
+            shape=_shape("state", list(present)),
+        ),
+    ]  # fmt: skip
+    if level is not None:
+        layers.insert(0, _mark("y", level, INK))
+    return as_svg(name, alt.layer(*layers).properties(width=WIDTH, height=HEIGHT))
+
+
+def _bars(
+    name: str, bins: list[dict[str, Any]], titles: tuple[str, str], zero: bool = False
+) -> Markup:
+    """Return the bins as stacked bars; ``titles`` of the values and of what is counted."""
     import altair as alt
 
     chart: Any = (
         alt.Chart(alt.Data(values=bins))
         .mark_bar(stroke=None, binSpacing=1)
         .encode(
-            x=alt.X("start:Q", bin="binned", title=title, axis=alt.Axis(grid=False)),
+            x=alt.X("start:Q", bin="binned", title=titles[0], axis=alt.Axis(grid=False)),
             x2="end:Q",
-            y=alt.Y("pairs:Q", title="pairs", axis=alt.Axis(tickMinStep=1, tickCount=5)),
-            color=_series("state", KEPT_COLOURS),
+            y=alt.Y("pairs:Q", title=titles[1], axis=alt.Axis(tickMinStep=1, tickCount=5)),
+            color=_series("state", _present(b["state"] for b in bins)),
             order=alt.Order("state:N", sort="descending"),
         )
     )
     if zero:
-        line = alt.Chart(_values(pl.DataFrame({"x": [0.0]}))).mark_rule(
-            color=INK, strokeDash=[4, 3]
-        )
-        chart = alt.layer(chart, line.encode(x="x:Q"))
-    return _svg(name, chart.properties(width=WIDTH, height=HEIGHT))
+        chart = alt.layer(chart, _mark("x", 0.0, INK))
+    return as_svg(name, chart.properties(width=WIDTH, height=HEIGHT))
+
+
+def _mark(axis: str, value: float, colour: str) -> Any:
+    """Return a dashed line across the plot at ``value``."""
+    import altair as alt
+
+    line = alt.Chart(values_of(pl.DataFrame({axis: [value]})))
+    return line.mark_rule(color=colour, strokeDash=[4, 3]).encode(**{axis: f"{axis}:Q"})
+
+
+def _present(states: Iterable[str]) -> dict[str, str]:
+    """Return the colours of the states that there are; one colour if they are no states."""
+    found = set(states)
+    return {s: c for s, c in KEPT_COLOURS.items() if s in found} or dict.fromkeys(found, BLUE)
 
 
 def _binned(pairs: pl.DataFrame) -> list[dict[str, Any]]:
@@ -281,73 +360,18 @@ def _thinned(metrics: pl.DataFrame) -> pl.DataFrame:
     return means.select(pl.col("last").alias("step"), "metric", "value").sort("metric", "step")
 
 
-def _values(frame: pl.DataFrame) -> Any:
-    """Return the rows as inline data; texts with their invisible characters made visible."""
-    import altair as alt
-
-    return alt.Data(
-        values=[
-            {k: visible(v) if isinstance(v, str) else v for k, v in row.items()}
-            for row in frame.to_dicts()
-        ]
-    )
-
-
-def _series(field: str, colours: dict[str, str], legend: Any = ...) -> Any:
-    """Return the colour of each series; without ``legend``, one is drawn as the page's are."""
+def _series(field: str, colours: dict[str, str]) -> Any:
+    """Return the colour of each series, with a legend where there are several."""
     import altair as alt
 
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    drawn = alt.Legend() if legend is ... else legend
-    return alt.Color(f"{field}:N", scale=scale, title=None, legend=drawn)
+    legend = alt.Legend() if len(colours) > 1 else None
+    return alt.Color(f"{field}:N", scale=scale, title=None, legend=legend)
 
 
 def _shape(field: str, domain: Sequence[str]) -> Any:
     import altair as alt
 
-    shapes = ["circle", "diamond"][: len(domain)]
+    shapes = ["circle", "diamond", "square"][: len(domain)]
     scale = alt.Scale(domain=list(domain), range=shapes)
     return alt.Shape(f"{field}:N", scale=scale, title=None)
-
-
-def _svg(name: str, chart: Any) -> Markup:
-    """Return the chart as SVG that scales with the page and holds only drawing elements."""
-    import vl_convert
-
-    axis = {
-        "labelColor": MUTED, "titleColor": MUTED, "gridColor": GRID, "tickColor": GRID,
-        "domainColor": MUTED, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
-        "labelLimit": 150, "titlePadding": 8,
-    }  # fmt: skip
-    legend = {
-        "orient": "top", "labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 2,
-        "titleColor": INK, "labelLimit": 200, "offset": 8,
-    }  # fmt: skip
-    config = {
-        "aria": False, "background": None, "font": "Helvetica, Arial, sans-serif",
-        "view": {"stroke": None}, "axis": axis, "legend": legend,
-    }  # fmt: skip
-    spec = chart.to_dict()
-    spec["config"] = config
-    spec["padding"] = 4
-    drawn = vl_convert.vegalite_to_svg(spec, vl_version=vl_convert.get_vegalite_versions()[-1])
-    return Markup(_inlined(name, drawn))  # noqa: S704 - _inlined lets only drawing elements through
-
-
-def _inlined(name: str, drawn: str) -> str:
-    """Return ``drawn`` with ids of its own, no fixed size, and nothing that could act.
-
-    Raises:
-        ValueError: it holds an element, an attribute or an address that no plot of ours needs.
-    """
-    root = ET.fromstring(drawn)  # noqa: S314 - made by vl-convert a moment ago
-    for element in root.iter():
-        tag = element.tag.split("}")[-1]
-        bad = [a for a in element.attrib if a.lower().startswith("on") or a.endswith("href")]
-        if tag not in SVG_TAGS or bad:
-            raise ValueError(f"the plot {name!r} holds <{tag}> with {bad}")
-    drawn = re.sub(r'\bid="', f'id="{name}-', drawn)
-    drawn = re.sub(r"url\(#", f"url(#{name}-", drawn)
-    opening, rest = drawn.split(">", 1)
-    opening = re.sub(r' (?:width|height|class|version|xmlns:xlink)="[^"]*"', "", opening)
-    return f'{opening} focusable="false" aria-hidden="true">{rest}'

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from flows import report_charts
-from lineage.story import visible
-from lineage.workspace import commit_bytes
+from flows import report_charts, report_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from flows.sweep import Compared
 
-TEMPLATE = Path(__file__).with_name("sweep_template.html.jinja")
+TEMPLATE = "sweep_template.html.jinja"
 
 COLUMNS = {
     "proposed": "pairs proposed",
@@ -76,16 +74,6 @@ def print_table(compared: Sequence[Compared]) -> None:
 
 def write_page(compared: Sequence[Compared], run_id: str, path: Path) -> Path:
     """Write the page to ``path``, by rename, and return ``path``."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = headings(compared)
     rows = [
         {"name": name_of(item), "measure": heading, "value": item.measures.get(measure)}
@@ -93,11 +81,10 @@ def write_page(compared: Sequence[Compared], run_id: str, path: Path) -> Path:
         for measure, heading in shown.items()
     ]
     schema = {"name": pl.String, "measure": pl.String, "value": pl.Float64}
-    page = environment.get_template(TEMPLATE.name).render(
-        run_id=run_id,
-        compared=compared,
-        shown=shown,
-        plot=report_charts.strategies(pl.DataFrame(rows, schema=schema)),
-    )
-    commit_bytes(path, page.encode())
-    return path
+    context = {
+        "run_id": run_id,
+        "compared": compared,
+        "shown": shown,
+        "plot": report_charts.strategies(pl.DataFrame(rows, schema=schema)),
+    }
+    return report_page.write_page(TEMPLATE, path, context)
