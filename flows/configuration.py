@@ -12,12 +12,14 @@ from flows.spending import BudgetConfig
 from stages.configuration import OPERATIONAL, Config
 from stages.errors import ConfigError, MissingFileError, nearest
 from stages.export import ExportConfig
+from stages.export_formats import UNPAIRED
 from stages.filter_settings import FilteringConfig
 from stages.generation_settings import GenerationConfig
 from stages.noise_voters import NoiseConfig, why_no_noise
 from stages.pairing import PairingConfig
 from stages.prompt_sampling import PromptSamplingConfig
 from stages.scoring import ScoringConfig
+from trainer.capabilities import CardConfig
 from trainer.dpo_settings import DPOTrainingConfig
 from trainer.gate import GateConfig
 from validators.drift import ValidationConfig
@@ -47,10 +49,21 @@ class EvaluationConfig(Config):
     texts: Path | None = None
     """A file of conversations (`messages`) that the assistant ends: both policies read them, to see
     what training forgot."""
+    card: CardConfig | None = None
+    """The capability card: what else the policies can do, before and after; null: none."""
     resamples: Annotated[int, pydantic.Field(ge=100)] = 2000
     """Bootstrap resamples over prompts."""
     seed: int = 0
     """Of the bootstrap."""
+
+
+class MixConfig(Config):
+    """Which pairs of earlier rounds a round is trained on as well (docs/rounds.md)."""
+
+    share: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.25
+    """Of the pairs trained on; less where the earlier rounds have fewer."""
+    rounds: pydantic.PositiveInt = 2
+    """How many rounds back."""
 
 
 class PipelineConfig(Config):
@@ -62,10 +75,30 @@ class PipelineConfig(Config):
     """The seed of every section that names none itself."""
     policy: str = "bundled"
     """The model that generates and is trained: a folder, a hub id, or `bundled`."""
-    reference: Literal["policy", "initial"] = "policy"
-    """DPO's frozen reference: each round's own starting policy, or the series' first one."""
+    start_from: Annotated[Literal["policy", "promoted"], OPERATIONAL] = "policy"
+    """`promoted`: start from the model that was promoted last under this `name`, and after the
+    rounds that there were; `policy` until there is one. What a run stores names the folder."""
+    reference: Literal["policy", "initial", "moving_average"] = "policy"
+    """DPO's frozen reference: each round's own starting policy, the series' first one, or the
+    moving average of those promoted since (TR-DPO)."""
+    moving_average_rate: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    """Weight of a newly promoted policy in the reference's moving average; null is 0.5."""
     rounds: pydantic.PositiveInt = 1
     """On-policy rounds: each starts from the policy that the last one's gate promoted."""
+    stop_after_held: Annotated[pydantic.PositiveInt | None, OPERATIONAL] = 2
+    """End a series when the gate has held so many rounds in a row; null: never."""
+    mix_earlier_rounds: MixConfig | None = None
+    """Train a round on pairs of earlier rounds too; null: on its own alone."""
+    earlier_rounds: Annotated[tuple[str, ...], OPERATIONAL] = ()
+    """The series' runs before this one: what they trained on is passed over, and may be mixed in.
+    Filled in when a round starts, as the next two are."""
+    initial_policy: Annotated[str | None, OPERATIONAL] = None
+    """The series' first policy; null is `policy`."""
+    average_policy: Annotated[str | None, OPERATIONAL] = None
+    """The moving average so far; null is `policy`."""
+    training_devices: Annotated[tuple[pydantic.NonNegativeInt, ...], OPERATIONAL] = ()
+    """GPUs that this process may use. A vLLM server whose `devices` are others keeps running
+    beside it; empty: all, and servers stop while a policy is trained."""
     prompts: PromptSamplingConfig = PromptSamplingConfig()
     generation: GenerationConfig = GenerationConfig()
     scoring: ScoringConfig = ScoringConfig()
@@ -83,6 +116,20 @@ class PipelineConfig(Config):
     def evaluating_scorer(self) -> str:
         """The scorer that compares policies."""
         return self.evaluation.scorer or self.pairing.scorer
+
+    @pydantic.model_validator(mode="after")
+    def _reads_what_is_set(self) -> Self:
+        if self.moving_average_rate is not None and self.reference != "moving_average":
+            raise ValueError(
+                f"`moving_average_rate` is not read with `reference: {self.reference}`: "
+                "set `reference: moving_average`, or leave it out"
+            )
+        if self.mix_earlier_rounds and UNPAIRED in self.export.formats:
+            raise ValueError(
+                f"`mix_earlier_rounds` mixes pairs, and `export.formats` has {UNPAIRED!r}: "
+                "leave one of them out"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _evaluates_by_a_scorer(self) -> Self:
@@ -105,6 +152,12 @@ class PipelineConfig(Config):
                 "`gate.maximum_text_loss_growth_nats` limits what is not measured: "
                 "name a file in `evaluation.texts`, or set the limit to null"
             )
+        card, texts = self.evaluation.card, self.evaluation.texts is not None
+        known = card.named(texts=texts) if card else []
+        for name in self.gate.capability_tolerances:
+            if name not in known:
+                near = _near_or_known(name, known or ["none, as there is no `evaluation.card`"])
+                raise ValueError(f"`gate.capability_tolerances` names {name!r}{near}")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -158,15 +211,43 @@ class PipelineConfig(Config):
                 raise ValueError(f"`{key}` asks for an estimate of label noise: {why_not}")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _weights_that_are_made(self) -> Self:
+        weight, gold = self.training.weight_by, self.prompts.gold is not None
+        if weight == "confidence" and (
+            why_not := why_no_noise(self.scoring, self.pairing, gold=gold)
+        ):
+            raise ValueError(
+                f"`training.weight_by: confidence` asks for an estimate of label noise: {why_not}"
+            )
+        if weight == "length_weight" and self.filters.length_bias != "reweight":
+            raise ValueError(
+                "`training.weight_by: length_weight` reads weights that nothing makes: "
+                "set `filters.length_bias: reweight`"
+            )
+        return self
 
-def load_config(path: Path, overrides: dict[str, Any] | None = None) -> PipelineConfig:
+
+class TrainingFileConfig(PipelineConfig):
+    """A pipeline's of which the training is read: its pairs, and what weighs them, are there."""
+
+    @pydantic.model_validator(mode="after")
+    def _weights_that_are_made(self) -> Self:
+        return self
+
+
+def load_config(
+    path: Path,
+    overrides: dict[str, Any] | None = None,
+    kind: type[PipelineConfig] = PipelineConfig,
+) -> PipelineConfig:
     """Return the resolved configuration in ``path``; ``overrides`` win, key by key.
 
     Raises:
         MissingFileError: the file is not there.
         ConfigError: it is not YAML, or a key or value is wrong (names the nearest known key).
     """
-    return resolve(_merged(read_yaml(path), overrides or {}), str(path))
+    return resolve(_merged(read_yaml(path), overrides or {}), str(path), kind)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -192,14 +273,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def resolve(values: dict[str, Any], where: str) -> PipelineConfig:
+def resolve(
+    values: dict[str, Any], where: str, kind: type[PipelineConfig] = PipelineConfig
+) -> PipelineConfig:
     """Return the configuration for ``values``, with the seed handed to every section."""
     seed = values.get("seed", 0)
     for section in SEEDED_SECTIONS:
         inner = values.get(section)
         if inner is None or isinstance(inner, dict):
             values = {**values, section: {"seed": seed, **(inner or {})}}
-    return PipelineConfig.checked(values, where)
+    return kind.checked(values, where)
 
 
 def _merged(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

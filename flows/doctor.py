@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import platform
 import shutil
@@ -11,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from lineage.liveness import DEAD
+from lineage.records import list_runs
 from stages.errors import PrefmillError
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ PACKAGES = (
 )  # fmt: skip
 
 GIB = 2**30
+CLOCK_TOLERANCE = dt.timedelta(minutes=5)
 ENOUGH_DISK_GIB = 5
 ENOUGH_MEMORY_GIB = 4
 
@@ -51,6 +55,7 @@ def examine(workspace: Workspace, config_file: Path | None) -> list[Finding]:
         *_packages(),
         _accelerator(),
         _workspace(workspace),
+        *_runs(workspace),
         *(_configuration(config_file) if config_file else ()),
     ]
 
@@ -101,6 +106,19 @@ def _workspace(workspace: Workspace) -> Finding:
     except PrefmillError as error:
         return Finding("workspace", "missing", str(error))
     return Finding("workspace", "ok", str(workspace.root.resolve()))
+
+
+def _runs(workspace: Workspace) -> Iterator[Finding]:
+    """Name the runs whose process died, and those that a wrong clock dated in the future."""
+    now = dt.datetime.now(dt.UTC)
+    for run in list_runs(workspace):
+        if run.status == DEAD:
+            detail = f"its process died; `prefmill resume {run.run_id}` goes on with it"
+            yield Finding(f"run {run.run_id}", "warning", detail)
+        if dt.datetime.fromisoformat(run.started_at) > now + CLOCK_TOLERANCE:
+            detail = f"started at {run.started_at}, which is to come: a clock was wrong; until "
+            detail += "then `latest` means this run"
+            yield Finding(f"run {run.run_id}", "warning", detail)
 
 
 def _configuration(path: Path) -> Iterator[Finding]:

@@ -50,9 +50,7 @@ class Line(NamedTuple):
 def is_paid(config: Config) -> bool:
     """Return whether an endpoint has prices or wants a key: it is asked nothing without consent."""
     endpoint = getattr(config, "endpoint", None)
-    return getattr(config, "prices", None) is not None or bool(
-        endpoint and endpoint.api_key_variable
-    )
+    return getattr(config, "prices", None) is not None or bool(endpoint and endpoint.has_key)
 
 
 class _Ask(NamedTuple):

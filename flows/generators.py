@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from flows.configuration import PipelineConfig
     from lineage.workspace import Workspace
-    from stages.endpoints import Budget, EndpointConfig
+    from stages.endpoint_settings import EndpointConfig
+    from stages.endpoints import Budget
     from stages.generation import Engine
     from stages.judges import JudgeScorer
     from stages.scoring import RewardModelScorer

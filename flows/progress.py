@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -61,6 +62,23 @@ def note(text: str) -> None:
         bar.update(task, note=text)
 
 
+_listener: ContextVar[Callable[[str], object] | None] = ContextVar("listener", default=None)
+"""Who is told what is said, in place of the terminal."""
+
+
+@contextlib.contextmanager
+def told_to(listener: Callable[[str], object]) -> Iterator[None]:
+    """Give ``listener`` every line that `say` would print meanwhile."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def say(text: str) -> None:
     """Print one line of progress; square brackets in it are text, not markup."""
-    console.print(f"  {text}", markup=False)
+    if listener := _listener.get():
+        listener(" ".join(text.split()))
+    else:
+        console.print(f"  {text}", markup=False)

@@ -12,6 +12,7 @@ from flows.curation import curate
 from flows.models import find_policy
 from flows.progress import say
 from flows.sampling import nothing_new, with_runs_to_pass_over
+from flows.series import continued
 from flows.tracked_run import tracked_run
 from lineage.workspace import Workspace
 
@@ -33,10 +34,19 @@ def refresh(
         overrides: keys to lay over the file's.
         stored_only: refuse to generate: pair and filter what is stored.
     """
-    place = Workspace(Path(workspace))
+    return run_refresh(Path(config_file), Path(workspace), overrides or {}, stored_only=stored_only)
+
+
+def run_refresh(
+    config_file: Path, workspace: Path, overrides: dict[str, Any], *, stored_only: bool = False
+) -> str | None:
+    """Do what `refresh` says, within whatever flow calls."""
+    place = Workspace(workspace)
     place.require_writable()
-    config = load_config(Path(config_file), overrides)
-    if config.prompts.only_new and not stored_only:
+    config = load_config(config_file, overrides)
+    new = config.prompts.only_new and not stored_only
+    config = continued(place, config, fresh=new)
+    if new:
         config = with_runs_to_pass_over(place, config)
         if found := nothing_new(place, config):
             say(f"nothing to do: {found}")

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
+from flows import series
+from flows.capability_card import card_of_round
 from flows.configuration import PipelineConfig, load_config
 from flows.curation import curate
 from flows.generators import policy_generator
-from flows.models import Policy, find_policy
+from flows.mixing import mix_earlier_pairs
+from flows.models import Policy, Promoted, find_policy, write_promoted
 from flows.progress import say
+from flows.run_outputs import read_output
+from flows.sampling import nothing_new
 from flows.tracked_run import tracked_run
 from flows.training_round import (
     evaluate,
     judge_round,
     measure_kl,
-    promote,
     require_comparable,
     train_policy,
 )
+from flows.vllm_server import visible
 from lineage.workspace import Workspace
-from stages.prompt_sources import BundledSource
+from trainer.readiness import require_ready
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+AVERAGE_RATE = 0.5
+"""In TR-DPO's experiments 0.5 and 0.6 did best."""
 
 
 @flow(name="rounds", persist_result=False)
@@ -33,52 +46,127 @@ def rounds(
 ) -> list[str]:
     """Run the configured number of on-policy rounds; return their run ids.
 
-    A round that the gate holds leaves the policy as it was; the next one tries fresh prompts.
+    A round that the gate holds leaves the policy as it was; the next one tries fresh prompts. The
+    series ends before its time when there are none, or the gate held `stop_after_held` in a row.
     """
-    config = load_config(Path(config_file), overrides)
-    place = Workspace(Path(workspace))
+    return run_rounds(Path(config_file), Path(workspace), overrides or {})
+
+
+def run_rounds(config_file: Path, workspace: Path, overrides: dict[str, Any]) -> list[str]:
+    """Do what `rounds` says, within whatever flow calls."""
+    asked = load_config(config_file, overrides)
+    place = Workspace(workspace)
     place.require_writable()
-    initial = policy = find_policy(config.policy)
-    policy_generator(config, policy)  # without one a round would stop only after its training
-    require_comparable(config)
-    run_ids = []
-    for index in range(1, config.rounds + 1):
-        if config.rounds > 1:
-            say(f"round {index} of {config.rounds}: policy {policy.name}")
-        reference = policy if config.reference == "policy" else initial
-        run_id, policy = dpo_round(place, config, policy, reference, index)
-        run_ids.append(run_id)
+    with using_devices(asked.training_devices):
+        config = series.opened(place, asked)
+        policy = find_policy(config.policy)
+        policy_generator(config, policy)  # without one a round would stop only after its training
+        require_comparable(config)
+        require_ready(config.training)
+        run_ids = _run_series(place, config, policy)
+    series.close(place, asked)
     return run_ids
 
 
-@flow(name="dpo-round", persist_result=False, validate_parameters=False)
-def dpo_round(
-    workspace: Workspace, config: PipelineConfig, policy: Policy, reference: Policy, index: int
-) -> tuple[str, Policy]:
-    """Run one round; return its run id and the policy to go on with."""
-    config = of_round(config, policy, index)
-    with tracked_run(workspace, "dpo_round", config, policy, index) as context:
+def _run_series(place: Workspace, config: PipelineConfig, policy: Policy) -> list[str]:
+    run_ids: list[str] = []
+    held, first = 0, len(config.earlier_rounds) + 1
+    last = first + config.rounds - 1
+    for index in range(first, last + 1):
+        if found := nothing_new(place, config) if config.earlier_rounds else "":
+            say(f"the series ends before round {index}: {found}")
+            break
+        if last > 1:
+            say(f"round {index} of {last}: policy {policy.name}, reference {config.reference}")
+        run_id, promoted = one_round(place, config, policy, index)
+        run_ids.append(run_id)
+        config = series.following(config, run_id)
+        held = 0 if promoted else held + 1
+        if promoted:
+            policy = promoted.policy
+            config = series.with_policy(config, policy, promoted.average)
+        if index < last and held == config.stop_after_held:
+            say(f"the series ends after round {index}: the gate held {held} in a row")
+            break
+    return run_ids
+
+
+@flow(name="round", persist_result=False, validate_parameters=False)
+def one_round(
+    workspace: Workspace, config: PipelineConfig, policy: Policy, index: int
+) -> tuple[str, Promoted | None]:
+    """Run one round; return its run id, and what it promoted if the gate let it."""
+    reference = reference_of(config, policy)
+    with tracked_run(workspace, "dpo_round", config, policy, index, reference) as context:
         curated = curate(context, config, policy)
-        trained = train_policy(context, config, policy, reference, curated, index)
+        mixed = mix_earlier_pairs(context, config, curated)
+        trained = train_policy(context, config, policy, reference, mixed, index)
         compared = evaluate(context, config, curated, policy, trained.policy)
         _, sampled = compared[0]
         log_ratios = measure_kl(context, config, curated.prompts, trained, sampled)
-        verdict = judge_round(context, config, curated.prompts, trained, compared, log_ratios)
-        promoted = bool(verdict.read(workspace)["promoted"][0])
-        if promoted:
-            promote(workspace, config.name, trained)
-    return context.run_id, trained.policy if promoted else policy
+        card = card_of_round(context, config, trained.former, trained.policy)
+        beside = (log_ratios, card)
+        verdict = judge_round(context, config, curated.prompts, trained, compared, beside)
+        promoted = None
+        if verdict.read(workspace)["promoted"][0]:
+            promoted = promote(workspace, config, reference, trained.policy)
+        say(f"round {index}: {verdict_line(workspace, context.run_id)}")
+    return context.run_id, promoted
 
 
-def of_round(config: PipelineConfig, policy: Policy, index: int) -> PipelineConfig:
-    """Return the configuration of round ``index``: its policy, and prompts not used before."""
-    sources = tuple(
-        source.model_copy(update={"skip": source.skip + (index - 1) * source.train})
-        if isinstance(source, BundledSource)
-        else source
-        for source in config.prompts.sources
-    )
-    prompts = config.prompts.model_copy(update={"sources": sources})
-    # A later round's own configuration names its own policy, so that it can be run again by itself.
-    name = config.policy if index == 1 else str(policy.folder)
-    return config.model_copy(update={"prompts": prompts, "policy": name})
+def reference_of(config: PipelineConfig, policy: Policy) -> Policy:
+    """Return the model that DPO compares with in the round of ``config``."""
+    named = {
+        "policy": None,
+        "initial": config.initial_policy,
+        "moving_average": config.average_policy,
+    }[config.reference]
+    return find_policy(named) if named else policy
+
+
+def promote(
+    workspace: Workspace, config: PipelineConfig, reference: Policy, policy: Policy
+) -> Promoted:
+    """Make ``policy`` the promoted one of the configuration's name, and move the average on."""
+    average = None
+    if config.reference == "moving_average":
+        from trainer.averaging import average_models
+
+        rate = config.moving_average_rate or AVERAGE_RATE
+        average = average_models(reference.folder, policy.folder, rate, workspace.models)
+    promoted = Promoted(policy, average)
+    write_promoted(workspace, config.name, promoted)
+    return promoted
+
+
+def verdict_line(workspace: Workspace, run_id: str) -> str:
+    """Return what a round came to: the measure before and after, its interval, KL, the verdict."""
+    measured = read_output(workspace, run_id, "gate", "evaluations").filter(stratum="all")
+    whole = {(row["metric"], row["decoding"]): row for row in measured.to_dicts()}
+    said = []
+    for metric in ("success", "length_controlled_win_rate"):
+        if row := whole.get((metric, "sampled")):
+            change = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            name = metric.replace("_", " ")
+            said.append(f"{name} {row['before']:.3f} -> {row['after']:.3f} ({change})")
+    if kl := whole.get(("kl_nats", "sampled")):
+        said.append(f"KL {kl['after']:.3f} nats")
+    row = read_output(workspace, run_id, "gate", "rounds").row(0, named=True)
+    return ", ".join([*said, "promoted" if row["promoted"] else "held"])
+
+
+@contextlib.contextmanager
+def using_devices(devices: tuple[int, ...]) -> Iterator[None]:
+    """Show this process, and what it starts, only these GPUs; all of them if none are named.
+
+    CUDA looks when it is first used, so that has to be after this.
+    """
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ.update(visible(devices))
+    try:
+        yield
+    finally:
+        if devices and before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        elif before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before

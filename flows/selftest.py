@@ -189,7 +189,7 @@ def _require_consent(tested: ScoringConfig, prompts: int, *, ask_paid: bool) -> 
         raise ConfigError(
             f"paid endpoints would be asked: {sentence}",
             expected="consent",
-            where="scorers with `prices` or `api_key_variable`",
+            where="scorers with `prices` or a key",
             remedy="add --yes, or lower --pairs",
         )
     if paid:

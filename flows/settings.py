@@ -21,7 +21,11 @@ LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+"""Seconds between a run's signs of life (`flows/alerts.py` reads them); Prefect allows no less."""
+
 PREFECT = {
+    **HEARTBEAT,
     # The embedded server takes 10 to 50 s to start; Prefect's own limit of 20 s is too short.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # Errors reach the user once, as one sentence: not also as Prefect's traces.
@@ -53,11 +57,16 @@ def import_in_background(*modules: str) -> None:
 
 
 def configure_prefect(workspace: Workspace) -> None:
-    """Keep Prefect's state inside the workspace, unless the user runs a Prefect server."""
+    """Keep Prefect's state inside the workspace, unless a Prefect server is up for it."""
+    from flows.service import running
+
     configure_libraries()
     for name, value in PREFECT.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" in os.environ:
+        return
+    if service := running(workspace):
+        os.environ["PREFECT_API_URL"] = service.url
         return
     home = workspace.prefect_home.resolve()
     os.environ.setdefault("PREFECT_HOME", str(home))

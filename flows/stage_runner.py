@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import time
 from dataclasses import dataclass, field
@@ -9,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from flows.gpu_use import gpus_held, watch_gpus
 from flows.progress import say, stage_progress
 from lineage.journal import Journal
-from lineage.records import StageRunRecord, write_stage_run
+from lineage.records import (
+    StageErrorRecord,
+    StageRunRecord,
+    write_stage_error,
+    write_stage_run,
+)
+from lineage.removal import discard_output, read_removal
 from lineage.workspace import (
     Dataset,
     Part,
@@ -24,15 +32,19 @@ from lineage.workspace import (
     write_stage_record,
 )
 from stages.content_ids import content_hash
+from stages.errors import PrefmillError
 from stages.tables import VALIDATIONS, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from validators import Measured
 
-STORE_VERSION = 3
+MAX_ERROR = 2000
+"""Characters of an error kept in a record."""
+
+STORE_VERSION = 4
 """Raised when a table's schema changes: stored outputs are then made again."""
 
 STAGES = (
@@ -47,14 +59,17 @@ STAGES = (
     "drift",
     "compare",
     "export",
+    "mix",
     "train",
     "evaluate_after_sampled",
     "evaluate_after_greedy",
     "evaluate_before_greedy",
     "kl",
+    "card",
     "gate",
 )
-"""Every stage that a run can have, in order; `judge:NAME` stands where `judge` does."""
+"""Every stage that a run can have, in order; `judge:NAME` and `card:NAME` stand where the first
+word does."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +196,7 @@ def run_stage(
     with exclusive_lock(workspace.store / "locks" / spec.key):
         record = finished_output(workspace, spec, files)
         if record is None:
-            with stage_progress(name) as advance:
+            with _failures_recorded(context, name, spec), stage_progress(name) as advance:
                 record = _make(StageWriter(context, spec, advance), make)
         else:
             say(f"{name:<24}   done before")
@@ -205,20 +220,50 @@ def finished_output(
 ) -> StageRecord | None:
     """Return the record of a finished output whose files and inputs are still what they were."""
     record = read_stage_record(workspace, spec.key)
-    if record is None or record.inputs != spec.inputs:
+    if record is None or _unusable(workspace, record, spec):
         return None
     parts = [workspace.root / part.path for dataset in record.outputs for part in dataset.parts]
     return record if all(path.is_file() for path in (*parts, *files)) else None
+
+
+def _unusable(workspace: Workspace, record: StageRecord, spec: StageSpec) -> bool:
+    """Return whether an output was made of other rows, or its texts were removed since."""
+    return record.inputs != spec.inputs or read_removal(workspace, spec.key) is not None
+
+
+@contextlib.contextmanager
+def _failures_recorded(context: RunContext, name: str, spec: StageSpec) -> Iterator[None]:
+    """Record what stops the stage, for the lineage."""
+    started = time.monotonic()
+    try:
+        yield
+    except BaseException as error:
+        failure = StageErrorRecord(
+            run_id=context.run_id,
+            stage=name,
+            failed_at=utc_now(),
+            stage_key=spec.key,
+            seconds=round(time.monotonic() - started, 3),
+            error=f"{type(error).__name__}: {error}"[:MAX_ERROR],
+        )
+        # The first error is the one to tell. ValueError: half a character has no UTF-8.
+        with contextlib.suppress(PrefmillError, OSError, ValueError):
+            write_stage_error(context.workspace, failure)
+        raise
 
 
 def _make(writer: StageWriter, make: Callable[[StageWriter], None]) -> StageRecord:
     """Make, validate table-wide and finish a stage output."""
     started, started_at = time.monotonic(), utc_now()
     spec = writer.spec
+    earlier = read_stage_record(writer.workspace, spec.key)
+    if earlier is not None and _unusable(writer.workspace, earlier, spec):
+        discard_output(writer.workspace, spec.key)
     for name in spec.outputs:
         # We hold the output's lock, so a temporary file in its folder belongs to a killed process.
         for leftover in writer.workspace.parts_folder(name, spec.key).glob(".*.tmp"):
             leftover.unlink()
+    watch_gpus()
     make(writer)
     writer.write(VALIDATIONS.name, _validated(writer))
     record = StageRecord(
@@ -231,6 +276,7 @@ def _make(writer: StageWriter, make: Callable[[StageWriter], None]) -> StageReco
         started_at=started_at,
         ended_at=utc_now(),
         seconds=round(time.monotonic() - started, 3),
+        gpus=gpus_held(),
     )
     write_stage_record(writer.workspace, record)
     return record
@@ -245,14 +291,14 @@ def _validated(writer: StageWriter) -> pl.DataFrame:
     from validators import judge, measure_rows, measure_table, require_valid
 
     root, results = writer.workspace.root, [VALIDATIONS.empty()]
-    known: Mapping[str, list[Path]] = {
-        dataset.table: [root / part.path for part in dataset.parts]
-        for dataset in (*writer.spec.inputs, *map(writer.dataset, writer.spec.outputs))
-    }
+    known: dict[str, list[Path]] = {}
+    for dataset in (*writer.spec.inputs, *map(writer.dataset, writer.spec.outputs)):
+        known.setdefault(dataset.table, []).extend(root / part.path for part in dataset.parts)
     for name in writer.spec.outputs:
         schema = table(name)
         of_rows = writer.measured.get(name) or measure_rows(schema, schema.empty())
-        results.append(judge(schema, [*of_rows, *measure_table(schema, known[name], known)]))
+        made = [root / part.path for part in writer.dataset(name).parts]
+        results.append(judge(schema, [*of_rows, *measure_table(schema, made, known)]))
     require_valid(results, writer.spec.kind)
     return pl.concat(results)
 

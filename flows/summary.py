@@ -188,8 +188,10 @@ def _lengths(run: dict[str, Any]) -> Iterator[str]:
     """Yield how often the longer answer is the chosen, of the proposed and of the kept pairs."""
     told = [row for row in run["length_bias"] if row["longer_wins"] is not None]
     if told:
+        named = {"weighted": "kept by weight"}
         each = [
-            f"{row['longer_wins']:.1%} of the {row['pairs_of']} (bias {row['bias']:.2f})"
+            f"{row['longer_wins']:.1%} of the {named.get(row['pairs_of'], row['pairs_of'])} "
+            f"(bias {row['bias']:.2f})"
             for row in told
         ]
         yield f"Lengths: the longer answer is chosen in {', '.join(each)}"

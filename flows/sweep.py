@@ -12,9 +12,17 @@ from flows.curation import choose_pairs
 from flows.exporting import export_pairs, read_beside
 from flows.progress import say
 from flows.shards import Shard, computed_by_shard
-from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage, utc_now
-from flows.tracked_run import MAX_ERROR, code_version
+from flows.stage_runner import (
+    MAX_ERROR,
+    RunContext,
+    StageSpec,
+    StageWriter,
+    run_stage,
+    utc_now,
+)
+from flows.tracked_run import code_version
 from lineage.database import publish
+from lineage.liveness import at_work
 from lineage.records import (
     RunRecord,
     StageRunRecord,
@@ -23,6 +31,7 @@ from lineage.records import (
     write_run,
     write_stage_run,
 )
+from lineage.removal import read_removal
 from lineage.workspace import commit_bytes, read_stage_record
 from stages import filtering, sweeping
 from stages.content_ids import content_hash
@@ -84,6 +93,8 @@ def judged_by(workspace: Workspace, run_id: str) -> Judged:
         record = read_stage_record(workspace, stage_run.stage_key)
         if record is None or kind not in {*NEEDED, "judge", "health"}:
             continue
+        if read_removal(workspace, stage_run.stage_key) is not None:
+            continue
         used.append(stage_run)
         if kind == "judge":
             judgments[scorer] = record.output("judgments")
@@ -125,7 +136,7 @@ def _made(workspace: Workspace, judged: Judged, variant: Variant, *, export: boo
     measures: dict[str, float | None] = {}
     context = RunContext(workspace, run_id)
     try:
-        with _recorded(context, variant.config, judged):
+        with at_work(workspace, run_id), _recorded(context, variant.config, judged):
             pairs, noise, decisions = choose_pairs(
                 context, variant.config, judged.scored, judged.judgments
             )

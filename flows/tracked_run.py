@@ -1,4 +1,8 @@
-"""The record of a run: opened before the first stage, closed however it ends, then published."""
+"""The record of a run: opened before the first stage, closed however it ends, then published.
+
+A run whose process dies closes nothing; its record says `running`, and whoever reads it sees that
+nobody is at work on it (`lineage/liveness.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flows.alerts import tell_ending
 from flows.progress import say
-from flows.sampling import content_of, seen_prompts
-from flows.stage_runner import RunContext, utc_now
+from flows.sampling import content_of
+from flows.stage_runner import MAX_ERROR, RunContext, utc_now
 from flows.vllm_server import stop_all
 from lineage.database import publish
+from lineage.disk_full import disk_full, is_disk_full
+from lineage.liveness import at_work
 from lineage.records import RunRecord, read_run, write_run
 from lineage.workspace import commit_bytes
 from stages.content_ids import content_hash
@@ -29,23 +36,36 @@ if TYPE_CHECKING:
     from flows.models import Policy
     from lineage.workspace import Workspace
 
-MAX_ERROR = 2000
-"""Characters of an error kept in the record."""
-
 
 @contextlib.contextmanager
 def tracked_run(
-    workspace: Workspace, flow: str, config: PipelineConfig, policy: Policy, round_index: int = 0
+    workspace: Workspace,
+    flow: str,
+    config: PipelineConfig,
+    policy: Policy,
+    round_index: int = 0,
+    reference: Policy | None = None,
 ) -> Iterator[RunContext]:
     """Yield the context of a run and record how it ended; the lineage is published either way.
 
-    The run id comes from the resolved configuration, the policy and the sources' content: the
-    same work has the same id, and starting it again continues it.
+    The run id comes from the resolved configuration, the policy, a reference that is another
+    model, and the sources' content: the same work has the same id, and starting it again
+    continues it.
     """
-    content = content_of(config, seen_prompts(workspace, config))
+    content = content_of(workspace, config)
+    if reference is not None and reference.fingerprint != policy.fingerprint:
+        content["reference"] = reference.fingerprint
     run_id = make_run_id(flow, config, policy, content, round_index)
+    with recorded(workspace, run_record(workspace, run_id, flow, config, round_index)):
+        yield RunContext(workspace, run_id)
+
+
+def run_record(
+    workspace: Workspace, run_id: str, flow: str, config: PipelineConfig, round_index: int = 0
+) -> RunRecord:
+    """Return the record of a run that begins now, or begins again."""
     earlier = read_run(workspace, run_id)
-    record = RunRecord(
+    return RunRecord(
         run_id=run_id,
         flow=flow,
         name=config.name,
@@ -54,35 +74,59 @@ def tracked_run(
         code_version=code_version(),
         status="running",
         started_at=earlier.started_at if earlier else utc_now(),
-        ended_at=None,
+        # That of a run that had completed stays: those after it are compared with it again.
+        ended_at=earlier.ended_at if earlier and earlier.status != "failed" else None,
         attempts=earlier.attempts + 1 if earlier else 1,
         error=None,
     )
-    write_run(workspace, record)
-    text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
-    commit_bytes(workspace.runs / run_id / "config.yaml", text.encode())
-    try:
-        yield RunContext(workspace, run_id)
-    except BaseException as error:
-        with contextlib.suppress(PrefmillError, OSError):  # the first error is the one to tell
-            text = f"{type(error).__name__}: {error}"[:MAX_ERROR]
-            _close(workspace, record, status="failed", error=text)
-        raise
-    finally:
-        stop_all()
-    _close(workspace, record, status="completed")
 
 
-def _close(workspace: Workspace, record: RunRecord, **outcome: Any) -> None:
-    """Write how the run ended, publish the lineage and draw the report."""
-    write_run(workspace, dataclasses.replace(record, ended_at=utc_now(), **outcome))
+@contextlib.contextmanager
+def recorded(workspace: Workspace, record: RunRecord) -> Iterator[None]:
+    """Be at work on a run: write its record, and how it ended."""
+    with at_work(workspace, record.run_id):
+        write_run(workspace, record)
+        text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
+        commit_bytes(workspace.runs / record.run_id / "config.yaml", text.encode())
+        try:
+            yield
+        except BaseException as error:
+            told = _told(workspace, error)
+            with contextlib.suppress(PrefmillError, OSError):  # the first error is the one to tell
+                _close(workspace, record, told)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            stop_all()
+        _close(workspace, record)
+
+
+def _told(workspace: Workspace, error: BaseException) -> BaseException:
+    """Return the error to tell of: a full disk is said with what is free where."""
+    if isinstance(error, PrefmillError) or not is_disk_full(error):
+        return error
+    named = getattr(error, "filename", None)
+    return disk_full(error, Path(named) if named else workspace.root / "a file of the workspace")
+
+
+def _close(workspace: Workspace, record: RunRecord, error: BaseException | None = None) -> None:
+    """Write how the run ended, publish the lineage, draw the report and make the artifacts."""
+    # A clock that was set back meanwhile gives no run that ended before it began.
+    now = max(utc_now(), record.started_at)
+    outcome: dict[str, Any] = {"status": "completed", "ended_at": record.ended_at or now}
+    if error is not None:
+        text = f"{type(error).__name__}: {error}"[:MAX_ERROR]
+        outcome = {"status": "failed", "ended_at": now, "error": text}
+    write_run(workspace, dataclasses.replace(record, **outcome))
+    tell_ending(workspace, record.run_id, error)
     publish(workspace)
-    from flows.report_data import report_run
+    from flows.artifacts import show_run
 
     try:
-        report_run(workspace, record.run_id)
-    except Exception as error:  # noqa: BLE001 - a picture that can't be drawn is no failed run
-        say(f"report.html could not be written: {type(error).__name__}: {error}")
+        show_run(workspace, record.run_id)
+    except Exception as undrawn:  # noqa: BLE001 - a picture that can't be drawn is no failed run
+        say(f"report.html could not be written: {type(undrawn).__name__}: {undrawn}")
 
 
 def make_run_id(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import scorers
 from flows.answering import answer_prompts
+from flows.capability_card import require_askable
 from flows.capability_texts import read_texts, text_evaluations
 from flows.curation import Curated, judge_in_parts
 from flows.generators import policy_generator
@@ -17,16 +18,17 @@ from flows.progress import note, say
 from flows.spending import budget_of
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
-from flows.vllm_server import stop_all
-from lineage.workspace import Dataset, Workspace, commit_json
+from flows.vllm_server import make_room
 from stages import scoring
 from stages.content_ids import file_sha256
 from stages.errors import ConfigError, DataError
+from stages.export_formats import UNPAIRED
 from stages.generation import conversation
 from stages.judge_prompts import load_rubric
 from stages.judges import JudgeScorer
 from stages.scorer_health import require_every_candidate
 from stages.tables import JUDGMENTS, ROUNDS
+from trainer.model_folder import noteworthy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from flows.configuration import PipelineConfig
+    from lineage.workspace import Dataset
 
 TRAINING_VERSION = 1
 ANSWERS_VERSION = 2
@@ -82,9 +85,11 @@ def train_policy(
 ) -> Trained:
     """Train the policy on the exported train pairs."""
     workspace = context.workspace
-    export = training_export(curated.exports.read(workspace))
-    rows = training_rows(workspace.root / export["path"])
-    training = known_smoothing(workspace, config.training, curated.noise, rows["pair_id"].to_list())
+    unpaired = config.training.loss_type == "kto"
+    export = training_export(curated.exports.read(workspace), unpaired=unpaired)
+    rows = training_rows(workspace.root / export["path"], unpaired=unpaired)
+    ids = rows.to_series().to_list()
+    training = known_smoothing(workspace, config.training, curated.noise, ids)
     settings = training.deciding()
     settings = {**settings, "policy": policy.fingerprint, "reference": reference.fingerprint}
     inputs = (curated.exports, curated.prompts)
@@ -98,7 +103,7 @@ def train_policy(
         from trainer.data_checks import prompt_keys
         from trainer.dpo import train_dpo
 
-        stop_all()  # a server holds the memory that training needs
+        make_room(config.training_devices)  # a server holds the memory that training needs
         heldout = writer.read(curated.prompts).filter(split="heldout")
         result = train_dpo(
             rows,
@@ -117,15 +122,19 @@ def train_policy(
     manifest_path = output / "manifest.json"
     metrics = run_stage(context, "train", spec, make, [manifest_path]).output("training_metrics")
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    for sentence in _said_of(manifest):
+    for sentence in noteworthy(manifest):
         say(f"{'':<24} {sentence}")
+    if config.filters.length_bias == "reweight" and training.weight_by != "length_weight":
+        say(f"{'':<24} length weights are not used: set `training.weight_by: length_weight`")
     result = policy_in(output, round_id)
     facts = {
         "round_id": round_id,
         "round_index": round_index,
         "export_id": export["export_id"],
         "base_weights_hash": policy.weights_hash,
-        "reference_weights_hash": reference.weights_hash,
+        # Of a loss without a reference: the policy, whatever else was chosen.
+        "reference_weights_hash": manifest["reference_weights_hash"],
+        "reference": "policy" if training.reference_free else config.reference,
         "result_weights_hash": result.weights_hash,
         "result_path": workspace.relative(output),
         "pairs": manifest["pairs"],
@@ -134,26 +143,19 @@ def train_policy(
     return Trained(result, policy, metrics, facts)
 
 
-def _said_of(manifest: dict[str, Any]) -> list[str]:
-    """Return a sentence for each warning of a training, and for its early end."""
-    sentences: list[str] = list(manifest["warnings"])
-    if stopped := manifest["stopped"]:
-        sentences.append(
-            f"stopped at step {stopped['step']}: {stopped['reason']}; the policy is that of "
-            f"step {manifest['steps']}"
-        )
-    return sentences
-
-
-def training_export(exports: pl.DataFrame) -> dict[str, str]:
+def training_export(exports: pl.DataFrame, *, unpaired: bool = False) -> dict[str, str]:
     """Return the `exports` row to train on: the train split's TRL JSONL, else its TRL Parquet.
+
+    For single answers, where there is one, its unpaired file.
 
     Raises:
         DataError: no file with train pairs was written.
     """
-    loadable = exports["format"].is_in(["trl_jsonl", "trl_parquet"])
-    wanted = loadable & (exports["split"] == "train") & (exports["rows"] > 0)
-    files = exports.filter(wanted).sort("format")
+    import polars as pl
+
+    formats = ["trl_jsonl", "trl_parquet", *([UNPAIRED] if unpaired else [])]
+    loadable = exports.filter(pl.col("format").is_in(formats), pl.col("rows") > 0, split="train")
+    files = loadable.sort(pl.col("format") != UNPAIRED, "format")
     if files.is_empty():
         raise DataError(
             "no exported file with train pairs",
@@ -164,17 +166,24 @@ def training_export(exports: pl.DataFrame) -> dict[str, str]:
     return files.row(0, named=True)
 
 
-def training_rows(path: Path) -> pl.DataFrame:
-    """Return an exported file as the trainer takes it, with `confidence` where it has one."""
+def training_rows(path: Path, *, unpaired: bool = False) -> pl.DataFrame:
+    """Return an exported file as the trainer takes it, with the weights of pairs that it has.
+
+    For ``unpaired`` training each row is an answer with its label, whichever file it is.
+    """
     import polars as pl
     import polars.selectors as cs
 
+    from trainer.rows import answers_of_pairs
+
     rows = pl.read_ndjson(path) if path.suffix == ".jsonl" else pl.read_parquet(path)
-    texts = [
-        pl.col(role).list.first().struct.field("content").alias(role)
-        for role in ("chosen", "rejected")
-    ]
-    return rows.select("pair_id", "prompt", *texts, cs.by_name("confidence", require_all=False))
+    answers = [name for name in ("chosen", "rejected", "completion") if name in rows.columns]
+    texts = [pl.col(name).list.first().struct.field("content").alias(name) for name in answers]
+    if "completion" in answers:
+        return rows.select(pl.col("candidate_id").alias("answer_id"), "prompt", *texts, "label")
+    weights = cs.by_name("confidence", "length_weight", require_all=False)
+    rows = rows.select("pair_id", "prompt", *texts, weights)
+    return answers_of_pairs(rows) if unpaired else rows
 
 
 @stage_task(name="evaluate")
@@ -240,9 +249,12 @@ def require_comparable(config: PipelineConfig) -> None:
         ConfigError: a judge of the scorer only says which of one policy's answers is better.
         MissingFileError: the file of `evaluation.texts` is not there.
         DataError: a row of it is no conversation that the assistant ends.
+        PrefmillError: the capability card asks for what cannot be.
     """
     if config.evaluation.texts:
         read_texts(config.evaluation.texts)
+    if config.evaluation.card:
+        require_askable(config, config.evaluation.card)
     for judge in config.scoring.needed_for(config.evaluating_scorer).judges:
         if isinstance(judge, JudgeScorer) and load_rubric(judge.rubric).mode == "pairwise":
             raise ConfigError(
@@ -302,11 +314,15 @@ def judge_round(
     prompts: Dataset,
     trained: Trained,
     compared: list[tuple[Answers, Answers]],
-    log_ratios: Dataset | None,
+    beside: tuple[Dataset | None, Dataset | None],
 ) -> Dataset:
-    """Compare before and after, judge the gate and record the round."""
+    """Compare before and after, judge the gate and record the round.
+
+    ``beside`` are the KL divergence's judgments and the capability card, where there are any.
+    """
+    log_ratios, card = beside
     answers = [dataset for pair in compared for side in pair for dataset in side.datasets]
-    answers += [log_ratios] if log_ratios else []
+    answers += [dataset for dataset in beside if dataset]
     settings = {
         "evaluation": config.evaluation.deciding(),
         "gate": config.gate.deciding(),
@@ -333,7 +349,8 @@ def judge_round(
         measured = evaluations(before, after, ratios, settings.seed, settings.resamples)
         texts = text_evaluations(settings, trained.former, trained.policy)
         measured = pl.concat([measured, texts])
-        gates, promoted = judge_gate(measured, config.gate)
+        known = writer.read(card) if card else None
+        gates, promoted = judge_gate(measured, config.gate, known)
         row = {**trained.facts, "promoted": promoted}
         writer.write("rounds", pl.DataFrame([row], schema=ROUNDS.empty().schema))
         round_id = pl.lit(trained.round_id).alias("round_id")
@@ -355,10 +372,3 @@ def _samples(
     candidates = candidates.join(heldout.select("prompt_id"), on="prompt_id", how="semi")
     scores = writer.read(answers.scores).filter(scorer=config.evaluating_scorer)
     return scored_samples(candidates, scores, heldout)
-
-
-def promote(workspace: Workspace, name: str, trained: Trained) -> None:
-    """Point the configuration's promoted policy at the round's model."""
-    path = workspace.relative(trained.policy.folder)
-    pointer = {"round_id": trained.round_id, "weights_hash": trained.policy.weights_hash}
-    commit_json(workspace.models / f"{name}.promoted.json", {**pointer, "path": path})

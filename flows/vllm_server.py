@@ -7,7 +7,9 @@ machine's memory holds one server at a time: `running_server` stops another befo
 from __future__ import annotations
 
 import atexit
+import gc
 import http.client
+import math
 import os
 import re
 import shutil
@@ -26,6 +28,8 @@ from flows.progress import say, stage_progress
 from stages.errors import MissingFileError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stages.vllm_settings import VllmServerConfig
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -248,7 +252,12 @@ def server_environment(spec: ServerSpec) -> dict[str, str]:
     """Return the server's environment variables; those that the user set win over defaults."""
     defaults = {} if _has_gpu() else CPU_ENVIRONMENT
     offline = {"HF_HUB_OFFLINE": "1"} if _is_folder(spec) else {}
-    return {**defaults, **os.environ, **PRIVATE, **offline}
+    return {**defaults, **os.environ, **visible(spec.config.devices), **PRIVATE, **offline}
+
+
+def visible(devices: Sequence[int]) -> dict[str, str]:
+    """Return what shows a process only these GPUs; nothing where none are named."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if devices else {}
 
 
 def _has_gpu() -> bool:
@@ -316,9 +325,34 @@ def running_server(spec: ServerSpec, log_path: Path) -> str:
             return _server.base_url
         if _server is not None:
             _server.stop()
+        _free_cached_memory()
         _server = ManagedServer(spec, log_path)
         _server.start()
         return _server.base_url
+
+
+def _free_cached_memory() -> None:
+    """Give the GPU back what this process keeps of it for later, as after a training."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def server_gpus() -> int:
+    """Return how many GPUs this process's server holds; 0 without one, or where it has none."""
+    if _server is None or not _server.alive() or not _has_gpu():
+        return 0
+    options = _server.spec.config.options
+    sizes = (options.get(f"{kind}_parallel_size") or 1 for kind in ("tensor", "pipeline", "data"))
+    return math.prod(int(size) for size in sizes)
+
+
+def make_room(devices: Sequence[int]) -> None:
+    """Stop this process's server, unless it and ``devices`` are known to be different GPUs."""
+    own = _server.spec.config.devices if _server is not None else ()
+    if not (own and devices and set(own).isdisjoint(devices)):
+        stop_all()
 
 
 @atexit.register

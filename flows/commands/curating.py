@@ -143,8 +143,8 @@ def export(
         raise click.UsageError("nothing to do: name a folder by --out, or --push-to-hub")
     run_id = run_named(root, run_id)
     if formats:
-        stored, _ = stored_config(root, run_id, None, ())
-        overrides = {"export": {"formats": list(formats)}}
+        stored, overrides = stored_config(root, run_id, None, ())
+        overrides["export"] = {"formats": list(formats)}
         (run_id,) = run_refresh(root, stored, overrides, stored_only=True)
     for path, rows in copy_exports(workspace_at(root), run_id, out) if out else ():
         click.echo(f"{path}  {rows} pairs")

@@ -30,16 +30,20 @@ def prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     from flows.configuration import load_config
     from flows.models import find_policy
     from flows.progress import say
+    from flows.sampling import content_of
+    from flows.series import continued
+    from flows.service import wait_for_server
     from flows.settings import configure_prefect, stop_orphaned_servers
-    from stages.prompt_sampling import fingerprints
 
     workspace = workspace_at(root)
     config = load_config(config_file, overrides)
-    find_policy(config.policy)
-    fingerprints(config.prompts)
+    find_policy(continued(workspace, config, fresh=False).policy)
+    content_of(workspace, config)
     workspace.require_writable()
     configure_prefect(workspace)
-    if "PREFECT_API_URL" not in os.environ:
+    if url := os.environ.get("PREFECT_API_URL"):
+        wait_for_server(url)
+    else:
         stop_orphaned_servers(workspace)
         say("starting Prefect's embedded server (10 to 30 s) ...")
 
@@ -59,14 +63,23 @@ def print_forecast(
     from flows.models import find_policy
     from flows.printing import print_rows
     from flows.sampling import nothing_new, with_runs_to_pass_over
+    from flows.series import continued, start_of
     from flows.vllm_server import stop_all
 
     workspace = workspace_at(root)
-    config = with_runs_to_pass_over(workspace, load_config(config_file, overrides))
+    config = load_config(config_file, overrides)
+    if in_rounds:
+        config = start_of(workspace, config)
+    else:
+        config = continued(workspace, config, fresh=config.prompts.only_new)
+        config = with_runs_to_pass_over(workspace, config)
     if found := nothing_new(workspace, config):
         click.echo(f"nothing to do: {found}", err=True)
         return
     policy, rounds = find_policy(config.policy), config.rounds if in_rounds else 0
+    if rounds > 1 and config.stop_after_held:
+        held = f"ends when the gate has held {config.stop_after_held} in a row"
+        click.echo(f"at most {rounds} rounds: the series {held}", err=True)
     try:
         lines = forecast(config, policy, workspace, ask_paid=ask_paid, rounds=rounds)
     finally:
@@ -117,15 +130,20 @@ def run_named(root: Path, run_id: str) -> str:
 def stored_config(
     root: Path, run_id: str, config_file: Path | None, sections: tuple[str, ...]
 ) -> tuple[Path, dict[str, Any]]:
-    """Return a run's stored configuration file and the sections of another to lay over it."""
-    from flows.configuration import load_config, read_yaml
+    """Return a run's stored configuration file, and what to lay over it.
 
-    stored = workspace_at(root).runs / run_named(root, run_id) / "config.yaml"
-    if config_file is None:
-        return stored, {}
-    load_config(config_file)
-    values = read_yaml(config_file)
-    return stored, {key: values[key] for key in sections if key in values}
+    That are its own stored prompts and the ``sections`` of another file.
+    """
+    from flows.configuration import TrainingFileConfig, load_config, read_yaml
+
+    run_id = run_named(root, run_id)
+    stored = workspace_at(root).runs / run_id / "config.yaml"
+    overrides: dict[str, Any] = {"prompts": {"of_run": run_id}}
+    if config_file:
+        load_config(config_file, kind=TrainingFileConfig)
+        values = read_yaml(config_file)
+        overrides |= {key: values[key] for key in sections if key in values}
+    return stored, overrides
 
 
 def print_summary(

@@ -93,6 +93,9 @@ def rounds(
 ) -> None:
     """Run on-policy rounds: curate, train by DPO, evaluate, judge, promote; then again.
 
+    A series ends earlier when the gate has held twice in a row (`stop_after_held`), or when there
+    are no prompts left that no round had.
+
     \b
     Examples:
       prefmill rounds -c configs/demo.yaml --rounds 3 --dry-run
@@ -105,4 +108,5 @@ def rounds(
         print_forecast(root, config_file, overrides, ask_paid=yes, as_json=as_json, in_rounds=True)
         return
     run_ids = run_rounds(root, config_file, overrides)
-    print_summary(root, run_ids, as_json, require_promotion)
+    if run_ids or as_json:  # no round: it has said that no prompts are left
+        print_summary(root, run_ids, as_json, require_promotion)

@@ -15,7 +15,8 @@ from flows.configuration import resolve
 from flows.curation import generate_candidates, sample_prompts
 from flows.stage_runner import RunContext, StageSpec, StageWriter
 from lineage.workspace import Workspace
-from stages.endpoints import EndpointConfig, EndpointPool
+from stages.endpoint_settings import EndpointConfig
+from stages.endpoints import EndpointPool
 from stages.errors import DataError, EndpointError
 from stages.generation import Answer, SampledCompletion, count_parts
 from stages.generation_settings import TransformersGenerator, sampling_of

@@ -22,8 +22,11 @@ def test_refresh_deploys_and_its_cron_gets_scheduled_runs(prefect_server):
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stdout + done.stderr
+    waiting = {
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        "flows": {"name": {"any_": ["refresh"]}},
+    }
     for _ in range(60):
-        waiting = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
         scheduled = post(prefect_server, "flow_runs/filter", waiting)
         if scheduled:
             break

@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from flows.configuration import BUNDLED_MODEL, resolve
@@ -18,7 +17,6 @@ from stages.errors import ConfigError, ModelError
 from stages.model_loading import load_tokenizer
 
 POLICY = find_policy("bundled")
-NOTHING_SEEN = pl.Series([], dtype=pl.String)
 VLLM_IS_THERE = {"python": sys.executable}
 OPENAI = {"engine": "openai", "model": "m", "endpoint": {"base_urls": ["http://127.0.0.1:9/v1"]}}
 
@@ -149,7 +147,7 @@ def test_a_changed_gold_file_is_another_run(tmp_path):
     def run_id(text):
         path.write_text(text)
         config = config_of({"engine": "transformers"}, prompts={"gold": {"path": str(path)}})
-        return make_run_id("refresh", config, POLICY, content_of(config, NOTHING_SEEN), 0)
+        return make_run_id("refresh", config, POLICY, content_of(None, config), 0)
 
     one = run_id('{"prompt": "a", "good": "b", "damaged": "c"}\n')
     assert run_id('{"prompt": "a", "good": "b", "damaged": "d"}\n') != one

@@ -13,13 +13,13 @@ from flows.sampling import (
     content_of,
     nothing_new,
     sample_prompts,
-    seen_prompts,
     with_runs_to_pass_over,
 )
 from flows.stage_runner import RunContext, utc_now
 from flows.tracked_run import make_run_id
-from lineage.records import RunRecord, read_run, write_run
-from lineage.workspace import Workspace
+from lineage.records import RunRecord, read_run, read_stage_runs, write_run
+from lineage.workspace import Workspace, stage_record_path
+from stages.errors import MissingFileError
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def night(place, tmp_path):
 
 
 def sampled(place, config, status="completed"):
-    content = content_of(config, seen_prompts(place, config))
+    content = content_of(place, config)
     run_id = make_run_id("refresh", config, SimpleNamespace(fingerprint="p"), content, 0)
     plain = config.model_dump(mode="json")
     sample_prompts.fn(RunContext(place, run_id), config)
@@ -107,3 +107,23 @@ def test_bad_rows_are_kept_in_a_file_and_counted_in_every_run(place, night, caps
         (2, '{"prompt": 7}'),
         (4, '{"prompt": ""}'),
     ]
+
+
+def test_a_stored_run_finds_its_prompts_whatever_became_of_their_file(place, night, tmp_path):
+    first = night(["What is rust?", "What is salt?"])
+    night(["Another file by now"])
+    (tmp_path / "prompts.jsonl").unlink()
+    stored = read_run(place, first).config
+    config = resolve({**stored, "prompts": {**stored["prompts"], "of_run": first}}, "stored")
+    assert sampled(place, config) == first
+    assert texts_of(place, first) == {"What is rust?", "What is salt?"}
+
+
+def test_prompts_that_are_no_longer_stored_are_not_sampled_anew(place, night):
+    first = night(["What is rust?"])
+    stored = read_run(place, first).config
+    config = resolve({**stored, "prompts": {**stored["prompts"], "of_run": first}}, "stored")
+    (key,) = {stage.stage_key for stage in read_stage_runs(place, first)}
+    stage_record_path(place, key).unlink()
+    with pytest.raises(MissingFileError, match=r"the prompts of run nightly-.* are not stored"):
+        sampled(place, config)

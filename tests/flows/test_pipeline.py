@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
 import polars as pl
 import pytest
 
-from lineage.workspace import Workspace
-from stages.tables import LABEL_NOISE, NOISE_RATES, PAIR_MEASURES, PAIR_SIGNATURES, ROW_TABLES
+from lineage.records import read_stage_runs
+from lineage.workspace import Workspace, stage_record_path
+from stages.tables import (
+    CAPABILITIES,
+    CAPABILITY_ITEMS,
+    LABEL_NOISE,
+    NOISE_RATES,
+    PAIR_MEASURES,
+    PAIR_SIGNATURES,
+    ROW_TABLES,
+)
 
 STAGES = 15
 
@@ -38,8 +48,9 @@ def test_a_round_makes_every_table_and_says_where(workspace):
     (run,) = summary(workspace)["runs"]
     assert run["status"] == "completed"
     # Label noise has no rows: one scorer, rules, and nothing that could tell of its errors.
-    # Not estimated, not looked for, and a sweep's
+    # Not estimated, not looked for, a sweep's, and a capability card's
     absent = (LABEL_NOISE, NOISE_RATES, PAIR_SIGNATURES, PAIR_MEASURES)
+    absent += (CAPABILITIES, CAPABILITY_ITEMS)
     for schema in [table for table in ROW_TABLES if table not in absent]:
         assert list((workspace / "store" / schema.name).glob("*/*.parquet")), schema.name
     counts = {(r["step"], r["split"]): r["rows"] for r in run["funnel"]}
@@ -114,13 +125,12 @@ def test_curate_pairs_again_without_generating(workspace, run_cli, small_config)
 
 def test_curate_refuses_to_generate(workspace, run_cli, small_config, tmp_path):
     (run,) = summary(workspace)["runs"]
-    elsewhere = tmp_path / "elsewhere" / "runs" / run["run_id"]
-    elsewhere.mkdir(parents=True)
-    for name in ("run.json", "config.yaml"):
-        (elsewhere / name).write_bytes((workspace / "runs" / run["run_id"] / name).read_bytes())
-    code, _, err = run_cli(
-        "curate", "-c", small_config(), "--run", "latest", "-w", tmp_path / "elsewhere"
-    )
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(workspace, elsewhere, ignore=shutil.ignore_patterns("prefect", "models"))
+    for stage in read_stage_runs(Workspace(elsewhere), run["run_id"]):
+        if stage.stage == "generate":
+            stage_record_path(Workspace(elsewhere), stage.stage_key).unlink()
+    code, _, err = run_cli("curate", "-c", small_config(), "--run", "latest", "-w", elsewhere)
     assert code == 3
     assert "no stored candidates" in err
 

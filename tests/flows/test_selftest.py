@@ -14,7 +14,7 @@ from flows.configuration import resolve
 from flows.selftest import requests_of, selftest
 from lineage.workspace import Workspace
 from stages import pairing, scoring
-from stages.endpoints import EndpointConfig
+from stages.endpoint_settings import EndpointConfig
 from stages.errors import ConfigError
 from stages.task_families import FAMILIES
 from tests.stub_server import WRONG_LANGUAGE, Stub

@@ -1,0 +1,359 @@
+"""A Prefect server, its work pool and a worker, started for a workspace, and stopped again.
+
+What they say goes to `WORKSPACE/prefect-server/server.log` and `worker.log`; which they are stands
+in `service.json` beside. Commands on that workspace use a service that is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from flows import alerts
+from flows.progress import say, stage_progress
+from lineage.workspace import commit_json
+from stages.errors import ConfigError, EndpointError, MissingFileError, UnreachableError
+from stages.secret_values import without_secrets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lineage.workspace import Workspace
+
+POOL = "prefmill"
+CREATE_POOL = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
+SERVE_POOL = ["worker", "start", "--pool", POOL]
+GPU_QUEUE = "gpu"
+"""The queue of the deployments that generate or train: one run at a time."""
+START_SECONDS = 180.0
+LOOK_SECONDS = 0.5
+STOP_SECONDS = 60.0
+"""What the worker gets to stop its runs before it is killed."""
+WAIT_SECONDS = 120.0
+"""For a server that is named and does not answer: it may be starting."""
+LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class Service:
+    """Processes that were started, each with the time of its start: pids are used again."""
+
+    url: str
+    server_pid: int
+    server_started: float
+    worker_pid: int
+    worker_started: float
+
+    @property
+    def ui(self) -> str:
+        """Where a person looks at it."""
+        return self.url.removesuffix("/api")
+
+
+def home(workspace: Workspace) -> Path:
+    """Return the folder of the server's database and logs."""
+    return workspace.root.resolve() / "prefect-server"
+
+
+def running(workspace: Workspace) -> Service | None:
+    """Return the workspace's service if both of its processes are alive."""
+    service = _recorded(workspace)
+    if service is None:
+        return None
+    server = _alive(service.server_pid, service.server_started)
+    worker = _alive(service.worker_pid, service.worker_started)
+    return service if server and worker else None
+
+
+def _recorded(workspace: Workspace) -> Service | None:
+    try:
+        return Service(**json.loads((home(workspace) / "service.json").read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def start(
+    workspace: Workspace, deployments: Path, port: int, alert_webhook: str | None = None
+) -> Service:
+    """Return the running service, with every deployment of the file ``deployments``.
+
+    One that is up is kept, and what it deploys is brought up to date. Alerts go to the address
+    ``alert_webhook``; None leaves them as they are.
+
+    Raises:
+        MissingFileError: the file is not there.
+        ConfigError: a schedule or a deployment in it can't work, or the port is taken.
+        EndpointError: a process ended or did not answer in time; its last lines are shown.
+    """
+    check_deployments(deployments)
+    workspace.require_writable()
+    home(workspace).mkdir(parents=True, exist_ok=True)
+    service = running(workspace)
+    if service is None:
+        stop(workspace)
+        service = _start(workspace, port, deployments, alert_webhook)
+    else:
+        say(f"the service is up already: {service.ui}")
+        with stage_progress("deploy"):
+            _deploy(_environment(workspace, service.url), deployments)
+            alerts.set_up(service.url, alert_webhook)
+    return service
+
+
+def _start(
+    workspace: Workspace, port: int, deployments: Path, alert_webhook: str | None
+) -> Service:
+    _require_free(port)
+    url = f"http://127.0.0.1:{port}/api"
+    environment = _environment(workspace, url)
+    arguments = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    processes = [_detached(workspace, "server", arguments, environment)]
+    try:
+        with stage_progress("start Prefect's server"):
+            _wait_until_healthy(workspace, url, processes[0])
+        with stage_progress("deploy"):
+            _prefect(environment, *CREATE_POOL)
+            _limit_queue(url)
+            _deploy(environment, deployments)
+            alerts.set_up(url, alert_webhook)
+        processes.append(_detached(workspace, "worker", SERVE_POOL, environment))
+        pids = [process.pid for process in processes]
+        (server, worker), (of_server, of_worker) = pids, map(_started, pids)
+        service = Service(url, server, of_server, worker, of_worker)
+        commit_json(home(workspace) / "service.json", asdict(service))
+    except BaseException:
+        for process in reversed(processes):
+            _end(process.pid)
+        raise
+    return service
+
+
+def stop(workspace: Workspace) -> bool:
+    """Stop the worker, which stops its runs, then the server; return whether any was alive.
+
+    A run that is stopped so goes on when it is started again.
+    """
+    service = _recorded(workspace)
+    if service is None:
+        return False
+    worker = service.worker_pid, service.worker_started
+    server = service.server_pid, service.server_started
+    alive = [pid for pid, started in (worker, server) if _alive(pid, started)]
+    for pid in alive:
+        _end(pid)
+    (home(workspace) / "service.json").unlink()
+    return bool(alive)
+
+
+def wait_for_server(url: str, seconds: float = WAIT_SECONDS) -> None:
+    """Return once a Prefect server answers at ``url``; one that is starting gets its time.
+
+    Raises:
+        UnreachableError: none does.
+    """
+    place, deadline, told = without_secrets(url), time.monotonic() + seconds, False
+    while not _answers(url):
+        if time.monotonic() >= deadline:
+            raise UnreachableError(
+                f"Prefect's server does not answer at {place}",
+                expected=f"an answer within {seconds:.0f} s",
+                where="PREFECT_API_URL",
+                remedy="start it and run the command again, or unset PREFECT_API_URL: the command "
+                "then brings a server of its own",
+            )
+        if not told:
+            say(f"waiting for Prefect's server at {place}, {seconds:.0f} s at most ...")
+            told = True
+        time.sleep(LOOK_SECONDS)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310 - the user's server
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answers, if only that it wants a key
+    except (OSError, ValueError):
+        return False
+
+
+def check_deployments(path: Path) -> list[str]:
+    """Return the names of the deployments in a `prefect.yaml` whose schedules and pools can work.
+
+    Raises:
+        MissingFileError: there is no such file.
+        ConfigError: it is not YAML, deploys nothing, names another work pool or none, or a schedule
+            in it can't be read.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise MissingFileError(
+            f"{str(path)!r} is not there",
+            expected="a prefect.yaml",
+            where=f"working directory {os.getcwd()}",  # noqa: PTH109 - as the user reads it
+            remedy="run it in prefmill's folder, or name a file by --deployments",
+        )
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {error}", where=str(path)) from None
+    deployments = found.get("deployments") if isinstance(found, dict) else None
+    if not deployments:
+        raise ConfigError("no deployments", expected="a list `deployments`", where=str(path))
+    for deployment in deployments:
+        where = f"{path}, deployment {deployment.get('name')!r}"
+        pool = (deployment.get("work_pool") or {}).get("name")
+        if pool != POOL:
+            raise ConfigError(
+                f"work pool {pool!r}: nobody would ever start its runs",
+                expected=f"`work_pool: {{name: {POOL}}}`, the one that the worker serves",
+                where=where,
+            )
+        for schedule in deployment.get("schedules") or ():
+            _require_schedule(schedule, where)
+    return [str(deployment["name"]) for deployment in deployments]
+
+
+def _require_schedule(schedule: dict[str, Any], where: str) -> None:
+    from prefect.client.schemas.schedules import construct_schedule
+
+    timing = {k: v for k, v in schedule.items() if k in {"cron", "interval", "rrule", "timezone"}}
+    try:
+        construct_schedule(**timing)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"the schedule {timing} can't be read: {error}",
+            expected="five cron fields such as '0 2 * * *' and a time zone such as UTC",
+            where=where,
+        ) from None
+
+
+def _environment(workspace: Workspace, url: str) -> dict[str, str]:
+    from flows.settings import HEARTBEAT, LIBRARIES
+
+    folder = home(workspace)
+    return {
+        **LIBRARIES,
+        **HEARTBEAT,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        **os.environ,
+        "PREFMILL_WORKSPACE": str(workspace.root.resolve()),
+        "PREFECT_API_URL": url,
+        "PREFECT_HOME": str(folder),
+        "PREFECT_LOCAL_STORAGE_PATH": str(folder / "storage"),
+        "PREFECT_MEMO_STORE_PATH": str(folder / "memo_store.toml"),
+    }
+
+
+def _detached(
+    workspace: Workspace, name: str, arguments: list[str], environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """Return a `prefect` process that outlives this one."""
+    with (home(workspace) / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _prefect(environment: dict[str, str], *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
+    if done.returncode:
+        raise EndpointError(
+            f"`prefect {' '.join(arguments)}` failed:\n{(done.stdout + done.stderr).strip()}",
+            where=environment["PREFECT_API_URL"],
+        )
+
+
+def _deploy(environment: dict[str, str], deployments: Path) -> None:
+    _prefect(environment, "--no-prompt", "deploy", "--all", "--prefect-file", str(deployments))
+
+
+def _limit_queue(url: str) -> None:
+    """Make the queue that runs one at a time, unless it is there (its limit may be the user's)."""
+    body = json.dumps({"name": GPU_QUEUE, "concurrency_limit": 1}).encode()
+    request = urllib.request.Request(  # noqa: S310 - loopback
+        f"{url}/work_pools/{POOL}/queues", body, {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30):  # noqa: S310
+            pass
+    except urllib.error.HTTPError as error:
+        if error.code != 409:  # noqa: PLR2004 - it exists
+            raise
+
+
+def _wait_until_healthy(workspace: Workspace, url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        if _answers(url):
+            return
+        time.sleep(LOOK_SECONDS)
+    log = home(workspace) / "server.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    raise EndpointError(
+        "Prefect's server did not start; it said last:\n" + "\n".join(lines),
+        expected=f"an answer within {START_SECONDS:.0f} s",
+        where=str(log),
+    )
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(
+                f"port {port} is taken by another program",
+                expected="a free port",
+                remedy="choose one with --port, or use a server that is up by PREFECT_API_URL",
+            ) from None
+
+
+def _started(pid: int) -> float:
+    import psutil
+
+    return float(psutil.Process(pid).create_time())
+
+
+def _alive(pid: int, started: float) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return bool(process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _end(pid: int) -> None:
+    """End the session of a process of ours: it is asked to, then killed."""
+    from flows.server_guard import end_session
+
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    end_session(pid, STOP_SECONDS)
