@@ -58,6 +58,10 @@ class PromptSamplingConfig(Config):
     """`prefmill refresh` takes only prompts that no completed run of this `name` has had."""
     seen_in_runs: Annotated[tuple[str, ...], OPERATIONAL] = ()
     """Runs whose prompts are passed over; `only_new` fills it in when a run starts."""
+    of_run: Annotated[str | None, OPERATIONAL] = None
+    """Take a run's prompts as they are stored, whatever has become of their sources.
+
+    `prefmill train`, `curate` and `export` fill it in."""
     gold: GoldConfig | None = None
     """Planted pairs with a known better answer, to measure scorers; null: none."""
     seed: int = 0
