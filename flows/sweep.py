@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import yaml
 
 from flows.curation import choose_pairs
 from flows.exporting import export_pairs, read_beside
 from flows.progress import say
 from flows.shards import Shard, computed_by_shard
 from flows.stage_runner import (
-    MAX_ERROR,
     RunContext,
     StageSpec,
     StageWriter,
     run_stage,
     utc_now,
 )
-from flows.tracked_run import code_version
+from flows.tracked_run import recorded, run_record
 from lineage.database import publish
-from lineage.liveness import at_work
 from lineage.records import (
-    RunRecord,
     StageRunRecord,
-    read_run,
     read_stage_runs,
-    write_run,
     write_stage_run,
 )
 from lineage.removal import read_removal
-from lineage.workspace import commit_bytes, read_stage_record
+from lineage.workspace import read_stage_record
 from stages import filtering, sweeping
 from stages.content_ids import content_hash
-from stages.errors import DataError, PrefmillError
+from stages.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from flows.configuration import PipelineConfig
@@ -136,7 +128,9 @@ def _made(workspace: Workspace, judged: Judged, variant: Variant, *, export: boo
     measures: dict[str, float | None] = {}
     context = RunContext(workspace, run_id)
     try:
-        with at_work(workspace, run_id), _recorded(context, variant.config, judged):
+        record = run_record(workspace, run_id, FLOW, variant.config)
+        with recorded(workspace, record, shown=False):
+            _note_reused(context, judged)
             pairs, noise, decisions = choose_pairs(
                 context, variant.config, judged.scored, judged.judgments
             )
@@ -159,38 +153,13 @@ def _run_id(judged: Judged, config: PipelineConfig) -> str:
     return f"{config.name}-{FLOW}-{digits}"
 
 
-@contextlib.contextmanager
-def _recorded(context: RunContext, config: PipelineConfig, judged: Judged) -> Iterator[None]:
-    """Record the run and how it ended; the stages up to the scores are those of ``judged``."""
-    workspace, run_id = context.workspace, context.run_id
-    earlier = read_run(workspace, run_id)
-    record = RunRecord(
-        run_id=run_id,
-        flow=FLOW,
-        name=config.name,
-        round_index=0,
-        config=config.model_dump(mode="json"),
-        code_version=code_version(),
-        status="running",
-        started_at=earlier.started_at if earlier else utc_now(),
-        attempts=earlier.attempts + 1 if earlier else 1,
-    )
-    write_run(workspace, record)
-    text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
-    commit_bytes(workspace.runs / run_id / "config.yaml", text.encode())
+def _note_reused(context: RunContext, judged: Judged) -> None:
+    """Record that the stages up to the scores are those of ``judged``."""
     for stage_run in judged.stage_runs:
-        reused = replace(stage_run, run_id=run_id, status="reused", seconds=0, ended_at=utc_now())
-        write_stage_run(workspace, reused)
-    status, error = "completed", None
-    try:
-        yield
-    except BaseException as found:
-        status, error = "failed", f"{type(found).__name__}: {found}"[:MAX_ERROR]
-        raise
-    finally:
-        ended = replace(record, status=status, error=error, ended_at=utc_now())
-        with contextlib.suppress(PrefmillError, OSError):  # the first error is the one to tell
-            write_run(workspace, ended)
+        reused = replace(
+            stage_run, run_id=context.run_id, status="reused", seconds=0, ended_at=utc_now()
+        )
+        write_stage_run(context.workspace, reused)
 
 
 def _measured(

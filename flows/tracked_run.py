@@ -82,8 +82,11 @@ def run_record(
 
 
 @contextlib.contextmanager
-def recorded(workspace: Workspace, record: RunRecord) -> Iterator[None]:
-    """Be at work on a run: write its record, and how it ended."""
+def recorded(workspace: Workspace, record: RunRecord, *, shown: bool = True) -> Iterator[None]:
+    """Be at work on a run: write its record, and how it ended.
+
+    If it is ``shown``, the lineage is published and its pages are drawn.
+    """
     with at_work(workspace, record.run_id):
         write_run(workspace, record)
         text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
@@ -93,13 +96,13 @@ def recorded(workspace: Workspace, record: RunRecord) -> Iterator[None]:
         except BaseException as error:
             told = _told(workspace, error)
             with contextlib.suppress(PrefmillError, OSError):  # the first error is the one to tell
-                _close(workspace, record, told)
+                _close(workspace, record, told, shown=shown)
             if told is error:
                 raise
             raise told from error
         finally:
             stop_all()
-        _close(workspace, record)
+        _close(workspace, record, shown=shown)
 
 
 def _told(workspace: Workspace, error: BaseException) -> BaseException:
@@ -110,8 +113,10 @@ def _told(workspace: Workspace, error: BaseException) -> BaseException:
     return disk_full(error, Path(named) if named else workspace.root / "a file of the workspace")
 
 
-def _close(workspace: Workspace, record: RunRecord, error: BaseException | None = None) -> None:
-    """Write how the run ended, publish the lineage, draw the report and make the artifacts."""
+def _close(
+    workspace: Workspace, record: RunRecord, error: BaseException | None = None, *, shown: bool
+) -> None:
+    """Write how the run ended; if ``shown``, publish, draw the report and make the artifacts."""
     # A clock that was set back meanwhile gives no run that ended before it began.
     now = max(utc_now(), record.started_at)
     outcome: dict[str, Any] = {"status": "completed", "ended_at": record.ended_at or now}
@@ -119,6 +124,8 @@ def _close(workspace: Workspace, record: RunRecord, error: BaseException | None 
         text = f"{type(error).__name__}: {error}"[:MAX_ERROR]
         outcome = {"status": "failed", "ended_at": now, "error": text}
     write_run(workspace, dataclasses.replace(record, **outcome))
+    if not shown:
+        return
     tell_ending(workspace, record.run_id, error)
     publish(workspace)
     from flows.artifacts import show_run
