@@ -30,17 +30,19 @@ def prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     from flows.configuration import load_config
     from flows.models import find_policy
     from flows.progress import say
-    from flows.sampling import content_of
-    from flows.series import continued
     from flows.service import wait_for_server
     from flows.settings import configure_prefect, stop_orphaned_servers
 
     workspace = workspace_at(root)
     config = load_config(config_file, overrides)
+    configure_prefect(workspace)
+    # They import Prefect, which reads its settings then.
+    from flows.sampling import content_of
+    from flows.series import continued
+
     find_policy(continued(workspace, config, fresh=False).policy)
     content_of(workspace, config)
     workspace.require_writable()
-    configure_prefect(workspace)
     if url := os.environ.get("PREFECT_API_URL"):
         wait_for_server(url)
     else:

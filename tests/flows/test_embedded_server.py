@@ -66,4 +66,5 @@ def test_terminated_killed_and_finished_runs_leave_no_server(tmp_path):
     assert len(servers(workspace)) == 1, "nobody can stop it at that moment"
 
     assert start(config, workspace).wait(120) == 0, (tmp_path / "run.log").read_text()
+    assert "| INFO" not in (tmp_path / "run.log").read_text(), "Prefect's own log lines"
     wait_until(lambda: not servers(workspace), 20)

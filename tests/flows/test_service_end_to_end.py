@@ -81,8 +81,12 @@ def test_a_scheduled_refresh_starts_a_round_that_the_gate_judges(tmp_path, minut
         assert len(states) >= 2
         assert post(f"{url}/api", "artifacts/filter", {})
         if chromium := shutil.which("chromium") or shutil.which("google-chrome"):
-            page = seen_by(chromium, f"{url}/runs", tmp_path)
-            assert all(name in page for name in states)
+            for _ in range(6):  # the page asks the server for its rows, which takes what it takes
+                page = seen_by(chromium, f"{url}/runs", tmp_path)
+                if all(name in page for name in states):
+                    break
+            else:
+                pytest.fail(f"none of {sorted(states)} in the UI:\n{page[:2000]}")
     finally:
         prefmill("down", *where)
     assert prefmill("down", *where).strip() == "nothing was running"
