@@ -32,17 +32,20 @@ def prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     from flows.progress import say
     from flows.service import wait_for_server
     from flows.settings import configure_prefect, stop_orphaned_servers
+    from stages.prompt_sampling import fingerprints
 
     workspace = workspace_at(root)
     config = load_config(config_file, overrides)
+    if not config.prompts.of_run:
+        fingerprints(config.prompts)
+    workspace.require_writable()
     configure_prefect(workspace)
-    # They import Prefect, which reads its settings then.
+    # They import Prefect, which reads its settings then and wants its folder.
     from flows.sampling import content_of
     from flows.series import continued
 
     find_policy(continued(workspace, config, fresh=False).policy)
     content_of(workspace, config)
-    workspace.require_writable()
     if url := os.environ.get("PREFECT_API_URL"):
         wait_for_server(url)
     else:
