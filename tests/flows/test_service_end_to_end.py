@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -80,13 +79,6 @@ def test_a_scheduled_refresh_starts_a_round_that_the_gate_judges(tmp_path, minut
         }
         assert len(states) >= 2
         assert post(f"{url}/api", "artifacts/filter", {})
-        if chromium := shutil.which("chromium") or shutil.which("google-chrome"):
-            for _ in range(6):  # the page asks the server for its rows, which takes what it takes
-                page = seen_by(chromium, f"{url}/runs", tmp_path)
-                if all(name in page for name in states):
-                    break
-            else:
-                pytest.fail(f"none of {sorted(states)} in the UI:\n{page[:2000]}")
     finally:
         prefmill("down", *where)
     assert prefmill("down", *where).strip() == "nothing was running"
@@ -96,20 +88,3 @@ def ended(url: str) -> bool:
     """Return whether a run of the deployment `dpo-round` has ended, however."""
     runs = post(url, "flow_runs/filter", {"flows": {"name": {"any_": ["dpo-round"]}}})
     return any(run["state_type"] in {"COMPLETED", "FAILED", "CRASHED"} for run in runs)
-
-
-def seen_by(chromium: str, url: str, folder) -> str:
-    arguments = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={folder}/chromium",
-    ]
-    done = subprocess.run(
-        [chromium, *arguments, "--virtual-time-budget=20000", "--dump-dom", url],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout
