@@ -22,7 +22,7 @@ from flows.settings import configure_libraries
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lineage.records import RunRecord
+    from lineage.workspace import Workspace
 
 ACCEPTED = "prefmill.refresh.accepted"
 """Sent when a refresh has exported pairs and every check that must hold held."""
@@ -56,9 +56,9 @@ def refresh(
 
     with _logged():
         place = _place(workspace)
-        run_id = run_refresh(config_file, place, as_overrides(changes))
+        run_id = run_refresh(config_file, place.root, as_overrides(changes))
     if run_id:
-        send_event(ACCEPTED, place, run_id)
+        send_event(ACCEPTED, place.root, run_id)
     return run_id
 
 
@@ -73,14 +73,13 @@ def dpo_round(
         run_id: The run whose stored configuration and pairs are used: its id, a prefix, `latest`.
         changes: Keys to lay over its configuration's, such as `training`, `evaluation`, `gate`.
     """
+    from flows.prompt_choice import of_stored_run
     from flows.rounds import run_rounds
 
     with _logged():
         place = _place(workspace)
-        run = _run(place, run_id)
-        stored = place / "runs" / run.run_id / "config.yaml"
-        of_run = {"prompts": {"of_run": run.run_id}, "rounds": 1}
-        return run_rounds(stored, place, {**of_run, **as_overrides(changes)})
+        stored, of_run = of_stored_run(place, run_id)
+        return run_rounds(stored, place.root, {**of_run, "rounds": 1, **as_overrides(changes)})
 
 
 @flow(name="on-policy-rounds", persist_result=False, **HOOKS)
@@ -97,7 +96,7 @@ def on_policy_rounds(
     from flows.rounds import run_rounds
 
     with _logged():
-        return run_rounds(config_file, _place(workspace), as_overrides(changes))
+        return run_rounds(config_file, _place(workspace).root, as_overrides(changes))
 
 
 @flow(name="report", persist_result=False, **HOOKS)
@@ -109,11 +108,11 @@ def report(run_id: str = "latest", workspace: Path | None = None) -> str:
         run_id: The run's id, a prefix of it, or `latest`.
     """
     from flows.report_data import report_run
-    from lineage.workspace import Workspace
+    from lineage.records import require_run
 
     with _logged():
         place = _place(workspace)
-        return str(report_run(Workspace(place), _run(place, run_id).run_id))
+        return str(report_run(place, require_run(place, run_id).run_id))
 
 
 @flow(name="lineage-gc", persist_result=False, **HOOKS)
@@ -132,28 +131,22 @@ def lineage_gc(
         workspace: The folder that holds everything made; null is the worker's, PREFMILL_WORKSPACE.
     """
     from lineage.retention import Retention, collect, plan
-    from lineage.workspace import Workspace
     from stages.errors import ConfigError
 
     if keep is None and older_than_days is None:
         raise ConfigError("nothing says which runs go", expected="keep, older_than_days, or both")
     with _logged():
-        place = Workspace(_place(workspace))
+        place = _place(workspace)
         removed = collect(place, plan(place, Retention(keep, older_than_days)))
         freed = sum(removal.bytes_freed for removal in removed)
         say(f"{len(removed)} outputs lost their texts, {freed:,} bytes are free again")
     return freed
 
 
-def _place(workspace: Path | None) -> Path:
-    return workspace or Path(os.environ.get("PREFMILL_WORKSPACE", "prefmill-workspace"))
-
-
-def _run(workspace: Path, run_id: str) -> RunRecord:
-    from lineage.records import require_run
+def _place(folder: Path | None) -> Workspace:
     from lineage.workspace import Workspace
 
-    return require_run(Workspace(workspace), run_id)
+    return Workspace(folder or Path(os.environ.get("PREFMILL_WORKSPACE", "prefmill-workspace")))
 
 
 FLOWS: tuple[Any, ...] = (refresh, dpo_round, on_policy_rounds, report, lineage_gc)

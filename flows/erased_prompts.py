@@ -21,7 +21,7 @@ def sources_with(workspace: Workspace, prompt_id: str, run_ids: Sequence[str]) -
     found: dict[str, str] = {}  # a source's settings to what is said of it; runs share sources
     for run_id in run_ids:
         try:
-            prompts = load_config(workspace.runs / run_id / "config.yaml").prompts
+            prompts = load_config(workspace.stored_config(run_id)).prompts
         except PrefmillError as error:
             found[run_id] = f"of run {run_id} (its configuration cannot be read: {error})"
             continue

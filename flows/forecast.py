@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.generators import ReadyGenerator, policy_generator, ready_generators
 from flows.preflight import require_usable
-from flows.sampling import seen_prompts
+from flows.prompt_choice import seen_prompts
 from stages import generation, prompt_sampling
 from stages.content_ids import content_hash
 from stages.endpoints import Budget, Usage

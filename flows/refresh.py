@@ -11,7 +11,7 @@ from flows.configuration import load_config
 from flows.curation import curate
 from flows.models import find_policy
 from flows.progress import say
-from flows.sampling import nothing_new, with_runs_to_pass_over
+from flows.prompt_choice import nothing_new, with_runs_to_pass_over
 from flows.series import continued
 from flows.tracked_run import tracked_run
 from lineage.workspace import Workspace

@@ -17,8 +17,8 @@ from flows.generators import policy_generator
 from flows.mixing import mix_earlier_pairs
 from flows.models import Policy, Promoted, find_policy, write_promoted
 from flows.progress import say
+from flows.prompt_choice import nothing_new
 from flows.run_outputs import read_output
-from flows.sampling import nothing_new
 from flows.tracked_run import tracked_run
 from flows.training_round import (
     evaluate,

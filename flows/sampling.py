@@ -1,28 +1,22 @@
-"""The task that samples prompts, and which prompts earlier runs have had."""
+"""The task that samples prompts."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.progress import say
-from flows.run_outputs import read_output
+from flows.prompt_choice import content_of, not_stored, seen_prompts
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
 from lineage.erasure import without_erased
-from lineage.records import list_runs, read_stage_runs, require_run
-from lineage.workspace import commit_bytes, read_stage_record
+from lineage.workspace import commit_bytes
 from stages import prompt_sampling
-from stages.errors import ConfigError, MissingFileError
-from stages.tables import GOLD_SPLIT
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from flows.configuration import PipelineConfig
-    from lineage.workspace import Dataset, Workspace
+    from lineage.workspace import Dataset
     from stages.row_files import BadRow
 
 
@@ -36,7 +30,7 @@ def sample_prompts(context: RunContext, config: PipelineConfig) -> Dataset:
 
     def make(writer: StageWriter) -> None:
         if config.prompts.of_run:
-            raise _not_stored(config.prompts.of_run, context.workspace)
+            raise not_stored(config.prompts.of_run, context.workspace)
         seen = seen_prompts(context.workspace, config)
         sampled = prompt_sampling.sample(config.prompts, seen)
         commit_bytes(bad_rows, b"".join(map(_line, sampled.bad_rows)))
@@ -56,99 +50,3 @@ def sample_prompts(context: RunContext, config: PipelineConfig) -> Dataset:
 
 def _line(row: BadRow) -> bytes:
     return json.dumps(row._asdict(), ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-
-
-def content_of(workspace: Workspace, config: PipelineConfig) -> dict[str, Any]:
-    """Return what decides the prompts beyond the configuration: contents, and what is passed over.
-
-    Raises:
-        MissingFileError: a source's file, or the prompts of `of_run`, are not there.
-        DataError: a source's query cannot be run.
-        UnknownIdError: there is no run `of_run`.
-    """
-    if config.prompts.of_run:
-        stored = _stored_settings(workspace, config.prompts.of_run)
-        return {key: stored[key] for key in ("contents", "seen") if key in stored}
-    seen = seen_prompts(workspace, config)
-    content: dict[str, Any] = {"contents": prompt_sampling.fingerprints(config.prompts)}
-    if not seen.is_empty():
-        content["seen"] = hashlib.sha256("\n".join(seen).encode()).hexdigest()
-    return content
-
-
-def _stored_settings(workspace: Workspace, run_id: str) -> dict[str, Any]:
-    """Return what decided the prompts of a run."""
-    for stage in read_stage_runs(workspace, require_run(workspace, run_id).run_id):
-        record = read_stage_record(workspace, stage.stage_key)
-        if stage.stage == "prompts" and record:
-            return record.config
-    raise _not_stored(run_id, workspace)
-
-
-def _not_stored(run_id: str, workspace: Workspace) -> MissingFileError:
-    return MissingFileError(
-        f"the prompts of run {run_id} are not stored",
-        expected="a finished stage `prompts` of this version, not removed since",
-        where=f"workspace {workspace.root}",
-        remedy="run `prefmill refresh` again; a removed output is only made by a run of its own",
-    )
-
-
-def with_runs_to_pass_over(workspace: Workspace, config: PipelineConfig) -> PipelineConfig:
-    """Return ``config`` with `only_new` resolved: the completed runs of its name, by id.
-
-    What is stored of a run so names them, and runs again on the same prompts at any later time.
-    """
-    if not config.prompts.only_new:
-        return config
-    first: dict[str, str] = {}  # of runs on the same prompts one is enough
-    for run in reversed(list_runs(workspace)):
-        if run.status == "completed" and run.name == config.name:
-            for stage in read_stage_runs(workspace, run.run_id):
-                if stage.stage == "prompts":
-                    first.setdefault(stage.stage_key, run.run_id)
-    resolved = {"only_new": False, "seen_in_runs": tuple(first.values())}
-    return config.model_copy(update={"prompts": config.prompts.model_copy(update=resolved)})
-
-
-def seen_prompts(workspace: Workspace, config: PipelineConfig) -> pl.Series:
-    """Return the sorted ids of the prompts that the runs to pass over have had, without gold's.
-
-    Of a series' earlier rounds those to train on: rounds are compared on the held-out ones.
-
-    Raises:
-        UnknownIdError: there is no such run.
-    """
-    import polars as pl
-
-    columns = ["prompt_id", "split"]
-    seen = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String))]
-    for run_id in config.prompts.seen_in_runs:
-        found = require_run(workspace, run_id).run_id
-        seen.append(read_output(workspace, found, "prompts", "prompts", columns))
-    for run_id in config.earlier_rounds:
-        prompts = read_output(workspace, run_id, "prompts", "prompts", columns)
-        seen.append(prompts.filter(split="train"))
-    ids = pl.concat(seen).filter(pl.col("split") != GOLD_SPLIT)["prompt_id"]
-    return ids.unique().sort()
-
-
-def nothing_new(workspace: Workspace, config: PipelineConfig) -> str:
-    """Return why there is nothing to do when earlier runs have had every prompt, else ""."""
-    seen = seen_prompts(workspace, config)
-    if seen.is_empty() or config.prompts.of_run:
-        return ""
-    try:
-        sampled = prompt_sampling.sample(config.prompts, seen)
-    except prompt_sampling.NoNewPromptsError as error:
-        return error.found
-    except ConfigError as error:
-        if not config.earlier_rounds:
-            raise
-        return error.found  # a bundled task family is at its end
-    left = without_erased(workspace, sampled.prompts)
-    if config.earlier_rounds and left.filter(split="train").is_empty():
-        return "no new prompts to train on: the series' earlier rounds have had all there are"
-    if left.is_empty():
-        return "no new prompts: those that no earlier run had were erased"
-    return ""

@@ -240,20 +240,16 @@ def _require_schedule(schedule: dict[str, Any], where: str) -> None:
 
 
 def _environment(workspace: Workspace, url: str) -> dict[str, str]:
-    from flows.settings import HEARTBEAT, LIBRARIES
+    from flows.settings import HEARTBEAT, LIBRARIES, PRIVATE, state_in
 
-    folder = home(workspace)
     return {
         **LIBRARIES,
         **HEARTBEAT,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_CLI_PROMPT": "false",
+        **PRIVATE,
         **os.environ,
         "PREFMILL_WORKSPACE": str(workspace.root.resolve()),
         "PREFECT_API_URL": url,
-        "PREFECT_HOME": str(folder),
-        "PREFECT_LOCAL_STORAGE_PATH": str(folder / "storage"),
-        "PREFECT_MEMO_STORE_PATH": str(folder / "memo_store.toml"),
+        **state_in(home(workspace)),
     }
 
 

@@ -9,6 +9,8 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lineage.workspace import Workspace
 
 LIBRARIES = {
@@ -24,15 +26,16 @@ LIBRARIES = {
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 """Seconds between a run's signs of life (`flows/alerts.py` reads them); Prefect allows no less."""
 
+PRIVATE = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_CLI_PROMPT": "false"}
+
 PREFECT = {
     **HEARTBEAT,
+    **PRIVATE,
     # The embedded server takes 10 to 50 s to start; Prefect's own limit of 20 s is too short.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # Errors reach the user once, as one sentence: not also as Prefect's traces.
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_CLI_PROMPT": "false",
 }
 
 EMBEDDED_SERVER = "prefect.server.api.server:create_app"
@@ -68,11 +71,17 @@ def configure_prefect(workspace: Workspace) -> None:
     if service := running(workspace):
         os.environ["PREFECT_API_URL"] = service.url
         return
-    home = workspace.prefect_home.resolve()
-    os.environ.setdefault("PREFECT_HOME", str(home))
-    # Prefect does not derive these two from PREFECT_HOME.
-    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
-    os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))
+    for name, value in state_in(workspace.prefect_home.resolve()).items():
+        os.environ.setdefault(name, value)
+
+
+def state_in(home: Path) -> dict[str, str]:
+    """Return what keeps all of Prefect's state in ``home``: it derives none of it by itself."""
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
+        "PREFECT_MEMO_STORE_PATH": str(home / "memo_store.toml"),
+    }
 
 
 def stop_orphaned_servers(workspace: Workspace) -> int:

@@ -18,7 +18,7 @@ import yaml
 
 from flows.alerts import tell_ending
 from flows.progress import say
-from flows.sampling import content_of
+from flows.prompt_choice import content_of
 from flows.stage_runner import MAX_ERROR, RunContext, utc_now
 from flows.vllm_server import stop_all
 from lineage.database import publish
@@ -90,7 +90,7 @@ def recorded(workspace: Workspace, record: RunRecord, *, shown: bool = True) -> 
     with at_work(workspace, record.run_id):
         write_run(workspace, record)
         text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
-        commit_bytes(workspace.runs / record.run_id / "config.yaml", text.encode())
+        commit_bytes(workspace.stored_config(record.run_id), text.encode())
         try:
             yield
         except BaseException as error:

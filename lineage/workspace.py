@@ -80,6 +80,10 @@ class Workspace:
         """Files written for trainers."""
         return self.root / "exports"
 
+    def stored_config(self, run_id: str) -> Path:
+        """Where a run's resolved configuration lies, as YAML that can be run again."""
+        return self.runs / run_id / "config.yaml"
+
     @property
     def prefect_home(self) -> Path:
         """Prefect's database, results and profiles."""

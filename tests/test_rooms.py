@@ -126,3 +126,16 @@ def test_the_command_starts_without_anything_heavy():
     loaded = set(json.loads(done.stdout))
     assert "flows.cli" in loaded
     assert not loaded & set(HEAVY)
+
+
+def test_what_a_command_looks_at_first_leaves_prefect_alone():
+    # Prefect reads its settings when it is imported: `prepare` makes them after these.
+    code = "import sys, flows.prompt_choice, flows.series, flows.service, flows.models; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('prefect' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert done.stdout.strip() == "False"

@@ -30,22 +30,18 @@ def prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     from flows.configuration import load_config
     from flows.models import find_policy
     from flows.progress import say
+    from flows.prompt_choice import content_of
+    from flows.series import continued
     from flows.service import wait_for_server
     from flows.settings import configure_prefect, stop_orphaned_servers
-    from stages.prompt_sampling import fingerprints
 
     workspace = workspace_at(root)
     config = load_config(config_file, overrides)
-    if not config.prompts.of_run:
-        fingerprints(config.prompts)
-    workspace.require_writable()
-    configure_prefect(workspace)
-    # They import Prefect, which reads its settings then and wants its folder.
-    from flows.sampling import content_of
-    from flows.series import continued
-
     find_policy(continued(workspace, config, fresh=False).policy)
     content_of(workspace, config)
+    workspace.require_writable()
+    # Prefect reads its settings when it is first imported: nothing before this line may do that.
+    configure_prefect(workspace)
     if url := os.environ.get("PREFECT_API_URL"):
         wait_for_server(url)
     else:
@@ -67,7 +63,7 @@ def print_forecast(
     from flows.forecast import forecast, total
     from flows.models import find_policy
     from flows.printing import print_rows
-    from flows.sampling import nothing_new, with_runs_to_pass_over
+    from flows.prompt_choice import nothing_new, with_runs_to_pass_over
     from flows.series import continued, start_of
     from flows.vllm_server import stop_all
 
@@ -140,10 +136,9 @@ def stored_config(
     That are its own stored prompts and the ``sections`` of another file.
     """
     from flows.configuration import TrainingFileConfig, load_config, read_yaml
+    from flows.prompt_choice import of_stored_run
 
-    run_id = run_named(root, run_id)
-    stored = workspace_at(root).runs / run_id / "config.yaml"
-    overrides: dict[str, Any] = {"prompts": {"of_run": run_id}}
+    stored, overrides = of_stored_run(workspace_at(root), run_id)
     if config_file:
         load_config(config_file, kind=TrainingFileConfig)
         values = read_yaml(config_file)

@@ -41,7 +41,7 @@ def resume(run_id: str | None, root: Path, as_json: bool) -> None:
     run = run_to_resume(workspace, run_id)
     for sentence in done_before(workspace, run):
         say(sentence)
-    stored = workspace.runs / run.run_id / "config.yaml"
+    stored = workspace.stored_config(run.run_id)
     if run.flow == "refresh":
         run_ids = run_refresh(root, stored, {}, stored_only=False)
     else:

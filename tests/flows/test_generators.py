@@ -11,7 +11,7 @@ import pytest
 from flows.configuration import BUNDLED_MODEL, resolve
 from flows.generators import policy_generator, ready_generators
 from flows.models import find_policy, policy_in
-from flows.sampling import content_of
+from flows.prompt_choice import content_of
 from flows.tracked_run import make_run_id
 from stages.errors import ConfigError, ModelError
 from stages.model_loading import load_tokenizer

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from flows.configuration import resolve
-from flows.run_outputs import read_output
-from flows.sampling import (
+from flows.prompt_choice import (
     content_of,
     nothing_new,
-    sample_prompts,
     with_runs_to_pass_over,
 )
+from flows.run_outputs import read_output
+from flows.sampling import sample_prompts
 from flows.stage_runner import RunContext, utc_now
 from flows.tracked_run import make_run_id
 from lineage.records import RunRecord, read_run, read_stage_runs, write_run

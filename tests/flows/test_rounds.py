@@ -16,8 +16,9 @@ from flows.configuration import load_config, resolve
 from flows.curation import Curated
 from flows.mixing import mix_earlier_pairs, mixed
 from flows.models import Promoted, policy_in, write_promoted
+from flows.prompt_choice import nothing_new
 from flows.run_outputs import read_output
-from flows.sampling import nothing_new, sample_prompts
+from flows.sampling import sample_prompts
 from flows.stage_runner import RunContext
 from lineage.query import query
 from lineage.records import RunRecord, read_run, read_stage_runs, write_run

@@ -13,7 +13,8 @@ import yaml
 from flows.configuration import resolve
 from flows.curation import choose_pairs, score_candidates
 from flows.exporting import export_pairs, read_beside
-from flows.sampling import content_of, sample_prompts
+from flows.prompt_choice import content_of
+from flows.sampling import sample_prompts
 from flows.stage_runner import RunContext, StageSpec, run_stage
 from lineage.database import publish
 from lineage.records import RunRecord, write_run
