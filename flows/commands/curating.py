@@ -14,19 +14,12 @@ from flows.commands.flow_runs import (
     stored_config,
     workspace_at,
 )
-from flows.commands.options import json_option, run_option, workspace_option
+from flows.commands.options import config_file_option, json_option, run_option, workspace_option
 
 
 @click.command()
 @run_option
-@click.option(
-    "--config",
-    "-c",
-    "config_file",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Take the sections pairing, filters and export from this file.",
-)
+@config_file_option("Take the sections pairing, filters and export from this file.")
 @workspace_option
 @json_option
 def curate(run_id: str, config_file: Path, root: Path, as_json: bool) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEMO_CONFIG = Path(__file__).parent.parent.parent / "configs" / "demo.yaml"
 
@@ -18,14 +22,21 @@ workspace_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder that holds everything made.",
 )
-config_option = click.option(
-    "--config",
-    "-c",
-    "config_file",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The pipeline's YAML file.",
-)
+
+
+def config_file_option(meaning: str, *, required: bool = True) -> Callable[[Any], Any]:
+    """Return the option `--config` of a command that takes from the file what ``meaning`` says."""
+    return click.option(
+        "--config",
+        "-c",
+        "config_file",
+        required=required,
+        type=click.Path(path_type=Path),
+        help=meaning,
+    )
+
+
+config_option = config_file_option("The pipeline's YAML file.")
 run_option = click.option(
     "--run", "run_id", default="latest", show_default=True, help="A run id, or a prefix of one."
 )

@@ -14,6 +14,7 @@ from flows.commands.flow_runs import (
     workspace_at,
 )
 from flows.commands.options import (
+    config_file_option,
     config_option,
     force_option,
     json_option,
@@ -29,24 +30,13 @@ output_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the trained model; made by the command.",
 )
-training_config_option = click.option(
-    "--config",
-    "-c",
-    "config_file",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="YAML file with `policy` and the training's section.",
-)
+training_config_option = config_file_option("YAML file with `policy` and the training's section.")
 
 
 @click.command()
 @run_option
-@click.option(
-    "--config",
-    "-c",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help="Take the sections training, evaluation, gate and reference from this file.",
+@config_file_option(
+    "Take the sections training, evaluation, gate and reference from this file.", required=False
 )
 @workspace_option
 @force_option
