@@ -51,6 +51,9 @@ STAGES = (
     "prompts",
     "generate",
     "judge",
+    "score_before_edits",
+    "edit",
+    "judge_edits",
     "score",
     "health",
     "pair",
@@ -68,8 +71,8 @@ STAGES = (
     "card",
     "gate",
 )
-"""Every stage that a run can have, in order; `judge:NAME` and `card:NAME` stand where the first
-word does."""
+"""Every stage that a run can have, in order; `judge:NAME`, `judge_edits:NAME` and `card:NAME` stand
+where the first word does."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ class StageSpec:
     settings: dict[str, Any]
     inputs: tuple[Dataset, ...]
     outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Take an input that is of several stage outputs as those."""
+        inputs = tuple(source for dataset in self.inputs for source in dataset.sources)
+        object.__setattr__(self, "inputs", inputs)
 
     @property
     def key(self) -> str:
@@ -259,7 +267,7 @@ def _make(writer: StageWriter, make: Callable[[StageWriter], None]) -> StageReco
     earlier = read_stage_record(writer.workspace, spec.key)
     if earlier is not None and _unusable(writer.workspace, earlier, spec):
         discard_output(writer.workspace, spec.key)
-    for name in spec.outputs:
+    for name in (*spec.outputs, VALIDATIONS.name):
         # We hold the output's lock, so a temporary file in its folder belongs to a killed process.
         for leftover in writer.workspace.parts_folder(name, spec.key).glob(".*.tmp"):
             leftover.unlink()

@@ -76,6 +76,15 @@ def test_parts_of_a_killed_attempt_are_validated_too(context):
     assert made == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["scores", "validations"])
+def test_what_a_killed_attempt_had_half_written_is_taken_away(context, name):
+    leftover = context.workspace.parts_folder(name, SPEC.key) / ".part-00000.parquet.1.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half a part")
+    run_stage(context, "score", SPEC, writing(PARTS, []))
+    assert not leftover.exists()
+
+
 def test_a_stage_without_a_record_is_not_taken_for_finished(context):
     made = []
     with pytest.raises(ValidationError):
