@@ -10,6 +10,7 @@ import yaml
 
 from flows.spending import BudgetConfig
 from stages.configuration import OPERATIONAL, Config
+from stages.edits import Editor
 from stages.errors import ConfigError, MissingFileError, nearest
 from stages.export import ExportConfig
 from stages.export_formats import UNPAIRED
@@ -102,6 +103,8 @@ class PipelineConfig(Config):
     prompts: PromptSamplingConfig = PromptSamplingConfig()
     generation: GenerationConfig = GenerationConfig()
     scoring: ScoringConfig = ScoringConfig()
+    edits: Editor | None = None
+    """Who edits the best answers, for `edited_over_chosen_over_rejected`; null: nobody."""
     pairing: PairingConfig = PairingConfig()
     noise: NoiseConfig = NoiseConfig()
     filters: FilteringConfig = FilteringConfig()
@@ -116,6 +119,22 @@ class PipelineConfig(Config):
     def evaluating_scorer(self) -> str:
         """The scorer that compares policies."""
         return self.evaluation.scorer or self.pairing.scorer
+
+    @property
+    def asked_filters(self) -> FilteringConfig:
+        """The filters, with the one on edited answers where there are some and it isn't set."""
+        if not self.pairing.needs_edits or self.filters.edit_scored_worse is not None:
+            return self.filters
+        return self.filters.model_copy(update={"edit_scored_worse": True})
+
+    @pydantic.model_validator(mode="after")
+    def _edited_by_somebody(self) -> Self:
+        if self.pairing.needs_edits != (self.edits is not None):
+            raise ValueError(
+                "`pairing.strategy: edited_over_chosen_over_rejected` asks for `edits`, who edits "
+                "the answers, and `edits` is read with no other strategy: set both or none"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _reads_what_is_set(self) -> Self:

@@ -125,7 +125,7 @@ def _estimate(context: RunContext, config: PipelineConfig, scored: _Scored) -> E
 def _judgments(writer: StageWriter, shard: Shard, judgments: Dataset | None) -> pl.DataFrame:
     if judgments is None:
         return JUDGMENTS.empty().select(JUDGMENT_COLUMNS)
-    return writer.read(shard.judgments(judgments), JUDGMENT_COLUMNS)
+    return writer.read(shard.of_groups(judgments), JUDGMENT_COLUMNS)
 
 
 def _gold_labels(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.errors import DataError
+from stages.model_loading import load_tokenizer
 from stages.references import reference_candidates
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import polars as pl
 
     from flows.models import Policy
@@ -37,15 +40,7 @@ def write_references(
     Prompts that stand in one part stand in one part here too, so candidates are still read in
     groups of few parts.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(policy.folder)
-
-    def count_tokens(texts: list[str]) -> list[int]:
-        # The sampled ones' lengths count the end-of-turn token.
-        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return [len(ids) + 1 for ids in encoded]
-
+    count_tokens = token_counter(policy)
     generated = writer.dataset("candidates")
     for place, index in enumerate(answered):
         ids = writer.read(generated.part(index), ["prompt_id"]).unique()
@@ -53,3 +48,15 @@ def write_references(
         rows = reference_candidates(of_part, count_tokens)
         if rows.height:
             writer.write("candidates", rows, first + place)
+
+
+def token_counter(policy: Policy) -> Callable[[list[str]], list[int]]:
+    """Return a function from answers to their lengths in the policy's tokens."""
+    tokenizer = load_tokenizer(policy.folder)
+
+    def count_tokens(texts: list[str]) -> list[int]:
+        # The sampled ones' lengths count the end-of-turn token.
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [len(ids) + 1 for ids in encoded]
+
+    return count_tokens

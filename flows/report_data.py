@@ -249,7 +249,10 @@ def _with_texts(workspace: Workspace, run_id: str, picked: pl.DataFrame) -> pl.D
     rows = picked.join(ids, on="pair_id", how="left", maintain_order="left")
     wanted = pl.concat([rows["chosen_candidate_id"], rows["rejected_candidate_id"]])
     columns = ("candidate_id", "completion")
-    texts = _rows_of(workspace, keys.get("generate"), "candidates", columns, wanted)
+    texts = pl.concat(
+        _rows_of(workspace, keys.get(stage), "candidates", columns, wanted)
+        for stage in ("generate", "edit")
+    )
     for role in ("chosen", "rejected"):
         renamed = texts.rename({"candidate_id": f"{role}_candidate_id", "completion": role})
         rows = rows.join(renamed, on=f"{role}_candidate_id", how="left", maintain_order="left")

@@ -36,9 +36,9 @@ class Shard:
     first_group: int
     end_group: int
 
-    def judgments(self, judgments: Dataset) -> Dataset:
-        """Return one scorer's judgments of the shard's candidates."""
-        return judgments.slice(self.first_group, self.end_group)
+    def of_groups(self, dataset: Dataset) -> Dataset:
+        """Return what is about the shard's candidates, such as one scorer's judgments."""
+        return dataset.slice(self.first_group, self.end_group)
 
     def read(self, columns: list[str]) -> pl.DataFrame:
         """Return the shard's candidates."""

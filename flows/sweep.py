@@ -18,6 +18,7 @@ from flows.stage_runner import (
 )
 from flows.tracked_run import recorded, run_record
 from lineage.database import publish
+from lineage.extended import extended
 from lineage.records import (
     StageRunRecord,
     read_stage_runs,
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
 
     from flows.configuration import PipelineConfig
     from flows.sweep_variants import Variant
-    from lineage.workspace import Dataset, Workspace
+    from lineage.workspace import Dataset, StageRecord, Workspace
 
 FLOW = "sweep"
 
 NEEDED = {"prompts": "prompts", "generate": "candidates", "score": "scores"}
 """Stages that the run must have finished, and their tables."""
+
+READ_TOO = ("judge", "score_before_edits", "health", "edit", "judge_edits")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Judged:
     scores: Dataset
     judgments: dict[str, Dataset]
     """By scorer."""
+    edits: Dataset | None
+    """Which of the candidates are edited answers, if any are."""
     stage_runs: tuple[StageRunRecord, ...]
 
     @property
@@ -79,17 +84,23 @@ def judged_by(workspace: Workspace, run_id: str) -> Judged:
     """
     outputs: dict[str, Dataset] = {}
     judgments: dict[str, Dataset] = {}
+    of_edits: dict[str, Dataset] = {}
+    edited: StageRecord | None = None
     used: list[StageRunRecord] = []
     for stage_run in read_stage_runs(workspace, run_id):
         kind, _, scorer = stage_run.stage.partition(":")
         record = read_stage_record(workspace, stage_run.stage_key)
-        if record is None or kind not in {*NEEDED, "judge", "health"}:
+        if record is None or kind not in {*NEEDED, *READ_TOO}:
             continue
         if read_removal(workspace, stage_run.stage_key) is not None:
             continue
         used.append(stage_run)
         if kind == "judge":
             judgments[scorer] = record.output("judgments")
+        elif kind == "judge_edits":
+            of_edits[scorer] = record.output("judgments")
+        elif kind == "edit":
+            edited = record
         elif kind in NEEDED:
             outputs[NEEDED[kind]] = record.output(NEEDED[kind])
     missing = [stage for stage, table in NEEDED.items() if table not in outputs]
@@ -100,7 +111,11 @@ def judged_by(workspace: Workspace, run_id: str) -> Judged:
             where=str(workspace.runs / run_id),
             remedy="start the run's own command again, then sweep",
         )
-    return Judged(**outputs, judgments=judgments, stage_runs=tuple(used))
+    if edited:
+        outputs["candidates"] = extended(outputs["candidates"], edited.output("candidates"))
+        judgments = {name: extended(judgments[name], more) for name, more in of_edits.items()}
+    edits = edited.output("edits") if edited else None
+    return Judged(**outputs, judgments=judgments, edits=edits, stage_runs=tuple(used))
 
 
 def sweep(
@@ -132,7 +147,7 @@ def _made(workspace: Workspace, judged: Judged, variant: Variant, *, export: boo
         with recorded(workspace, record, shown=False):
             _note_reused(context, judged)
             pairs, noise, decisions = choose_pairs(
-                context, variant.config, judged.scored, judged.judgments
+                context, variant.config, judged.scored, judged.judgments, judged.edits
             )
             measures = _measured(context, variant.config, judged, (pairs, decisions))
             if export:
@@ -189,7 +204,7 @@ def _measured(
                 ]
             )
             scores = writer.read(judged.scores.part(shard.index))
-            said = writer.read(shard.judgments(verdicts)) if verdicts else None
+            said = writer.read(shard.of_groups(verdicts)) if verdicts else None
             gold = sweeping.gold_facts(texts, scores, asked, said)
             proposed = writer.read(pairs.part(shard.index)).join(
                 prompts, on="prompt_id", how="semi"

@@ -12,6 +12,7 @@ from flows.configuration import PipelineConfig, read_yaml
 from stages.errors import ConfigError
 from stages.filter_settings import FilteringConfig
 from stages.pairing import STRATEGIES_WITH, PairingConfig
+from stages.tables import EDITED_STRATEGY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,13 @@ def variants(
             scorer,
             named,
             PipelineConfig.checked(
-                {**plain, "pairing": _by(pairing, decides), "filters": filtering},
+                {
+                    **plain,
+                    "pairing": _by(pairing, decides),
+                    "filters": filtering,
+                    # Read with one strategy, and refused with the others.
+                    "edits": plain["edits"] if pairing["strategy"] == EDITED_STRATEGY else None,
+                },
                 f"sweep, {strategy} by {scorer}",
             ),
         )

@@ -37,6 +37,9 @@ class FilteringConfig(Config):
     """Drop a pair with a completion that is empty or only white space."""
     truncated: bool = True
     """Drop a pair with a completion that did not end by itself."""
+    edit_scored_worse: bool | None = None
+    """Drop a pair whose edited answer is scored below the one it stands over; null: yes, with the
+    strategy `edited_over_chosen_over_rejected`."""
     minimum_margin: Annotated[float, pydantic.Field(ge=0)] | None = 0.1
     """In the scorer's unit."""
     maximum_length_ratio: Annotated[float, pydantic.Field(ge=1)] | None = 3.0

@@ -29,7 +29,7 @@ def explain_no_pairs(
     _require_judged(scores, config)
     _require_compared(judgments, config)
     has_reference = pl.col("reference").any() if config.needs_references else pl.lit(value=True)
-    finite = pl.col("score").filter(pl.col("score").is_finite())
+    finite = pl.col("score").filter(pl.col("score").is_finite(), ~pl.col("edited"))
     part = taking_part(candidates, scores, config, judgments)
     per_prompt = part.group_by("prompt_id").agg(
         scored=finite.len(), distinct=finite.n_unique(), may=has_reference

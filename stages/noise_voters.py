@@ -77,6 +77,8 @@ def why_no_noise(scoring: ScoringConfig, pairing: PairingConfig, *, gold: bool) 
     """Return why nothing can tell of the labels' noise; "" where something may."""
     if pairing.needs_references:
         return "with `reference_over_sampled` people chose, not the scorer that is calibrated"
+    if pairing.needs_edits:
+        return f"with `{pairing.strategy}` the editor chose, not the scorer that is calibrated"
     voters = noise_voters(scoring, pairing)
     independent = [
         *voters.others,

@@ -13,7 +13,7 @@ from stages.content_ids import content_ids
 from stages.filter_rulings import ROUNDING
 from stages.references import REFERENCE
 from stages.scorer_mix import mix_name, mixed_scores
-from stages.tables import GOLD_SPLIT, PAIRS
+from stages.tables import EDITED, EDITED_STRATEGY, GOLD_SPLIT, PAIRS
 
 VERSION = 2
 
@@ -38,8 +38,10 @@ class PairingConfig(Config):
         "all_pairs_above_margin",
         "pairwise_winners",
         "reference_over_sampled",
+        "edited_over_chosen_over_rejected",
     ] = "best_vs_worst"
-    """`…_vs_…` and `…_over_…` make one pair a prompt; the others, the widest."""
+    """`…_vs_…` and `reference_…` make one pair a prompt, `edited_…` up to three; the others, the
+    widest."""
     scorer: str = "rules"
     """Whose scores decide; with `weights`, those that evaluation compares before and after."""
     weights: dict[str, pydantic.PositiveFloat] = pydantic.Field(default={})
@@ -99,7 +101,7 @@ class PairingConfig(Config):
 
     def by_scores_of(self, name: str) -> Self:
         """Return the same for one scorer's scores; strategies that need more become the default."""
-        needs_more = self.needs_judgments or self.needs_references
+        needs_more = self.needs_judgments or self.needs_references or self.needs_edits
         strategy = "best_vs_worst" if needs_more else self.strategy
         return self.model_copy(update={"scorer": name, "weights": {}, "strategy": strategy})
 
@@ -118,24 +120,37 @@ class PairingConfig(Config):
         """Whether the prompts' reference answers must be candidates."""
         return self.strategy == "reference_over_sampled"
 
+    @property
+    def needs_edits(self) -> bool:
+        """Whether answers must have been edited."""
+        return self.strategy == EDITED_STRATEGY
+
+    @property
+    def before_edits(self) -> Self:
+        """What chooses the answer to edit, and the one that both it and the edit are above."""
+        return self.model_copy(update={"strategy": "best_vs_worst"})
+
 
 def pair(
     candidates: pl.DataFrame,
     scores: pl.DataFrame,
     config: PairingConfig,
     judgments: pl.DataFrame | None = None,
+    edits: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Return the pairs that the strategy makes of each prompt's candidates.
 
     Candidates without a score take no part. Equal scores never make a pair. Among equals a hash
     of seed and candidate id decides, so neither row order nor length has a say. The strategy sees
     the deciding scorers alone; pairs that the agreeing ones do not bear out are then left out.
-    ``judgments`` are asked for by ``config.needs_judgments``.
+    ``judgments`` are asked for by ``config.needs_judgments``, ``edits`` by ``needs_edits``.
     """
     scored = taking_part(candidates, scores, config, judgments).filter(pl.col("score").is_finite())
     scored = _with_draws(scored, config)
     if config.needs_references:
         pairs = _reference_over_one(scored)
+    elif config.needs_edits:
+        pairs = _edited_over_both(scored, edits, config)
     elif config.makes_widest:
         pairs = _widest(scored, config)
     else:
@@ -151,15 +166,21 @@ def taking_part(
 ) -> pl.DataFrame:
     """Return the candidates that may be in a pair, also those whose score is missing.
 
-    Columns: candidate_id, prompt_id, score, completion_tokens, reference (it is no sampled one).
-    Planted answers measure the scorer; they are no training data. References are left out unless
-    the strategy is about them: the other strategies compare what the policy may say.
+    Columns: candidate_id, prompt_id, score, completion_tokens, reference and edited (it is no
+    sampled one). Planted answers measure the scorer; they are no training data. References and
+    edits are left out unless the strategy is about them: the others compare what the policy may
+    say.
     """
     facts = candidates.filter(pl.col("weights_hash") != GOLD_SPLIT).select(
-        "candidate_id", "completion_tokens", reference=pl.col("weights_hash") == REFERENCE
+        "candidate_id",
+        "completion_tokens",
+        reference=pl.col("weights_hash") == REFERENCE,
+        edited=pl.col("weights_hash") == EDITED,
     )
     if not config.needs_references:
         facts = facts.filter(~pl.col("reference"))
+    if not config.needs_edits:
+        facts = facts.filter(~pl.col("edited"))
     judged = scores.filter(pl.col("scorer").is_in(config.deciding_scorers)).join(
         facts.select("candidate_id"), on="candidate_id", how="semi"
     )
@@ -196,7 +217,7 @@ def _with_draws(scored: pl.DataFrame, config: PairingConfig) -> pl.DataFrame:
 
     A hash for each of a million rows takes longer than all the rest.
     """
-    by_score = config.strategy == "best_vs_worst" or config.makes_widest
+    by_score = config.strategy == "best_vs_worst" or config.needs_edits or config.makes_widest
     equal = pl.struct("prompt_id", "score").is_duplicated() if by_score else pl.lit(value=True)
     drawn = scored.filter(equal).select("candidate_id", seed=pl.lit(str(config.seed)))
     draws = drawn.select("candidate_id").with_columns(
@@ -213,6 +234,40 @@ def _reference_over_one(scored: pl.DataFrame) -> pl.DataFrame:
     )
     below = sampled.filter(pl.col("score") < pl.col("reference_score"))
     return _joined(references, _first_per_prompt(below.sort("draw_id")))
+
+
+def _edited_over_both(
+    scored: pl.DataFrame, edits: pl.DataFrame | None, config: PairingConfig
+) -> pl.DataFrame:
+    """Return edited > chosen, edited > rejected and chosen > rejected of each edit.
+
+    The editor's word is the label of the first two, whatever the scores; of an edit that cannot be
+    used there is the third alone. Prompts of which nothing was edited have their best over worst.
+    """
+    if edits is None:
+        raise TypeError("the strategy edited_over_chosen_over_rejected is given no edits")
+    sampled = scored.filter(~pl.col("edited"))
+    untouched = _best_over_one(sampled.join(edits, on="prompt_id", how="anti"), config)
+    edit, chosen, rejected = "candidate_id", "edited_candidate_id", "rejected_candidate_id"
+    usable = edits.filter(pl.col("reason").is_null())
+    pairs = pl.concat(
+        of.select(
+            "prompt_id",
+            chosen_candidate_id=above,
+            rejected_candidate_id=below,
+            by_editor=pl.lit(above == edit),
+        )
+        for of, above, below in (
+            (edits, chosen, rejected),
+            (usable, edit, chosen),
+            (usable, edit, rejected),
+        )
+    )
+    for role in ("chosen", "rejected"):
+        pairs = pairs.join(_as_role(scored, role), on=["prompt_id", f"{role}_candidate_id"])
+    pairs = pairs.with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"))
+    labelled = pairs.filter(pl.col("by_editor") | (pl.col("margin") > 0))
+    return pl.concat([untouched, labelled.select(untouched.columns)])
 
 
 def _best_over_one(scored: pl.DataFrame, config: PairingConfig) -> pl.DataFrame:
@@ -273,15 +328,16 @@ def _widest(scored: pl.DataFrame, config: PairingConfig) -> pl.DataFrame:
 
 def _joined(chosen: pl.DataFrame, rejected: pl.DataFrame) -> pl.DataFrame:
     """Return every chosen row beside every rejected one of its prompt, with the margin."""
-    columns = {"candidate_id": "candidate_id", "score": "score", "completion_tokens": "tokens"}
-
-    def named(rows: pl.DataFrame, role: str) -> pl.DataFrame:
-        places = [name for name in ("top", "bottom") if name in rows.columns]
-        renamed = [pl.col(old).alias(f"{role}_{new}") for old, new in columns.items()]
-        return rows.select("prompt_id", *renamed, *places)
-
-    pairs = named(chosen, "chosen").join(named(rejected, "rejected"), on="prompt_id")
+    pairs = _as_role(chosen, "chosen").join(_as_role(rejected, "rejected"), on="prompt_id")
     return pairs.with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"))
+
+
+def _as_role(rows: pl.DataFrame, role: str) -> pl.DataFrame:
+    """Return the prompt and, named for the role, id, score and tokens; and what place it has."""
+    columns = {"candidate_id": "candidate_id", "score": "score", "completion_tokens": "tokens"}
+    places = [name for name in ("top", "bottom") if name in rows.columns]
+    renamed = [pl.col(old).alias(f"{role}_{new}") for old, new in columns.items()]
+    return rows.select("prompt_id", *renamed, *places)
 
 
 def _agreed(pairs: pl.DataFrame, scores: pl.DataFrame, config: PairingConfig) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from stages.pairing import PairingConfig, pair
-from stages.tables import GOLD_SPLIT, PAIR_MEASURES
+from stages.tables import EDITS, GOLD_SPLIT, PAIR_MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def gold_facts(
     planted = candidates.filter(pl.col("weights_hash") == GOLD_SPLIT)
     # Under another name, or pairing leaves them out.
     sampled = planted.with_columns(weights_hash=pl.lit("sampled"))
-    pairs = pair(sampled, scores, config, judgments)
+    pairs = pair(sampled, scores, config, judgments, EDITS.empty())  # of these none is edited
     places = planted.select(chosen_candidate_id="candidate_id", place="sample_index")
     return pairs.join(places, on="chosen_candidate_id").select(right=pl.col("place") == 0)
 

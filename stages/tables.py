@@ -138,6 +138,12 @@ SPLITS = ("train", "heldout")
 GOLD_SPLIT = "gold"
 """Prompts with a known good and a damaged answer: they measure scorers and are never exported."""
 
+EDITED = "edited"
+"""In `weights_hash`: an editor made the answer of another one."""
+
+EDITED_STRATEGY = "edited_over_chosen_over_rejected"
+"""The one pairing strategy by which a chosen answer may score below the rejected one."""
+
 PROMPTS = Table(
     "prompts",
     "one conversation to be answered",
@@ -258,6 +264,32 @@ CANDIDATES = Table(
     references={"prompt_id": "prompts.prompt_id"},
 )
 
+EDITS = Table(
+    "edits",
+    "one answer that was to be edited, and what came of it",
+    ("candidate_id",),
+    (
+        _text("candidate_id", "the edited answer; `candidates` says who edited it"),
+        _text("prompt_id", "the prompt that both answer"),
+        _text("edited_candidate_id", "the answer that was edited"),
+        _text("rejected_candidate_id", "the prompt's worst answer, by the scores at that time"),
+        _text("instruction_hash", "hash of what the editor was told; null: people", nullable=True),
+        _text(
+            "reason",
+            "why it cannot be used, and has no completion; null: it can",
+            nullable=True,
+            allowed=("edit_missing", "edit_empty", "edit_truncated", "edit_unchanged"),
+        ),
+        _text("unusable_text", "what came instead of an edit", nullable=True, words=True),
+    ),
+    references={
+        "prompt_id": "prompts.prompt_id",
+        "candidate_id": "candidates.candidate_id",
+        "edited_candidate_id": "candidates.candidate_id",
+        "rejected_candidate_id": "candidates.candidate_id",
+    },
+)
+
 JUDGMENTS = Table(
     "judgments",
     "one raw verdict: a reward, a judge's answer in one order, a rule's result, a vote",
@@ -343,7 +375,10 @@ PAIRS = Table(
         _text("scorer", "whose scores decided"),
         _number("chosen_score", "in the scorer's unit"),
         _number("rejected_score", "in the scorer's unit"),
-        _number("margin", "chosen_score - rejected_score", minimum=0),
+        _number(
+            "margin",
+            "chosen_score - rejected_score; below 0 only where an editor chose against the scores",
+        ),
         _count("chosen_tokens", "length of the chosen completion", "tokens"),
         _count("rejected_tokens", "length of the rejected completion", "tokens"),
     ),
@@ -547,13 +582,40 @@ ROUNDS = Table(
     references={"export_id": "exports.export_id"},
 )
 
+TRAININGS = Table(
+    "trainings",
+    "one training on a file, by `sft`, `reward-model` or `train-file`: no part of a round",
+    ("training_id",),
+    (
+        _text("training_id", "hash of base model, file, settings and the result's place"),
+        _text(
+            "objective",
+            "what for: to give the answers, to tell chosen from rejected, or a preference loss",
+            allowed=("sft", "reward_model", "preferences"),
+        ),
+        _text("data_path", "the file trained on, relative to the workspace if it is in there"),
+        _text("data_sha256", "of that file's bytes; an export's where it is a copy of one"),
+        _text("base_weights_hash", "the model before"),
+        _text(
+            "reference_weights_hash",
+            "the frozen reference model; null: the objective has none",
+            nullable=True,
+        ),
+        _text("result_weights_hash", "the model after"),
+        _text("result_path", "its folder, relative to the workspace if it is in there"),
+        _count("rows", "trained on: pairs, answers or conversations", "rows"),
+        _count("heldout_rows", "kept aside", "rows"),
+        _count("steps", "optimizer steps", "steps"),
+    ),
+)
+
 TRAINING_METRICS = Table(
     "training_metrics",
     "one metric at one step",
     ("round_id", "step", "metric"),
     (
-        _text("round_id", "the round"),
-        _count("step", "optimizer step, from 1", "steps"),
+        _text("round_id", "the round, or the training on a file: `round_` or `training_`"),
+        _count("step", "optimizer step, from 1; 0: before any", "steps"),
         _text(
             "metric",
             "TRL's name (loss, rewards/margins, logps/chosen ...) or ours: docs/training.md",
@@ -667,8 +729,17 @@ RUNS = Table(
         _text("run_id", "the flow's name and a hash of the resolved configuration and inputs"),
         _text(
             "flow",
-            "refresh, dpo_round, sweep: pairs of another run's judgments, or card: capabilities",
-            allowed=("refresh", "dpo_round", "sweep", "card"),
+            "refresh, dpo_round, sweep: pairs of another run's judgments, card: capabilities, or "
+            "the command of a training on a file",
+            allowed=(
+                "refresh",
+                "dpo_round",
+                "sweep",
+                "card",
+                "sft",
+                "reward-model",
+                "train-file",
+            ),
         ),
         _text("name", "from the configuration"),
         _count("round_index", "place in its series, from 1; 0 for a refresh"),
@@ -770,7 +841,11 @@ EDGES = Table(
     (
         _text("stage_key", "the stage's output"),
         _text("stage", "the stage"),
-        _text("from_kind", "what it read", allowed=("table", "export", "model")),
+        _text(
+            "from_kind",
+            "what it read; a file is one from elsewhere",
+            allowed=("table", "export", "model", "file"),
+        ),
         _text("from_name", "the table, or the file's or model's path; a model's hash if outside"),
         _text("from_hash", "of its content: see to_hash"),
         _text("from_stage_key", "the output that holds it; null: not made here", nullable=True),
@@ -791,7 +866,10 @@ ERASURES = Table(
         _text("reason", "as given with the command; empty: none"),
         _count("rows", "rows rewritten or removed", "rows"),
         _text("files", "files rewritten or removed, as a JSON list of paths"),
-        _text("trained_in", "rounds whose models were trained on it, as a JSON list of ids"),
+        _text(
+            "trained_in",
+            "rounds and trainings on files whose models were trained on it, as a JSON list of ids",
+        ),
         _text("left_in", "files that still hold its words, as a JSON list of paths"),
     ),
 )
@@ -800,6 +878,7 @@ ROW_TABLES: tuple[Table, ...] = (
     PROMPTS,
     DROPPED_PROMPTS,
     CANDIDATES,
+    EDITS,
     JUDGMENTS,
     SCORES,
     SCORER_HEALTH,
@@ -813,6 +892,7 @@ ROW_TABLES: tuple[Table, ...] = (
     EXPORTS,
     EXPORT_ROWS,
     ROUNDS,
+    TRAININGS,
     TRAINING_METRICS,
     EVALUATIONS,
     CAPABILITY_ITEMS,

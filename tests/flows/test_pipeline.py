@@ -15,11 +15,13 @@ from lineage.workspace import Workspace, stage_record_path
 from stages.tables import (
     CAPABILITIES,
     CAPABILITY_ITEMS,
+    EDITS,
     LABEL_NOISE,
     NOISE_RATES,
     PAIR_MEASURES,
     PAIR_SIGNATURES,
     ROW_TABLES,
+    TRAININGS,
 )
 
 STAGES = 15
@@ -48,8 +50,8 @@ def test_a_round_makes_every_table_and_says_where(workspace):
     (run,) = summary(workspace)["runs"]
     assert run["status"] == "completed"
     # Label noise has no rows: one scorer, rules, and nothing that could tell of its errors.
-    # Not estimated, not looked for, a sweep's, and a capability card's
-    absent = (LABEL_NOISE, NOISE_RATES, PAIR_SIGNATURES, PAIR_MEASURES)
+    # Not estimated, not looked for, a sweep's, an editor's, a file's, and a capability card's
+    absent = (LABEL_NOISE, NOISE_RATES, PAIR_SIGNATURES, PAIR_MEASURES, EDITS, TRAININGS)
     absent += (CAPABILITIES, CAPABILITY_ITEMS)
     for schema in [table for table in ROW_TABLES if table not in absent]:
         assert list((workspace / "store" / schema.name).glob("*/*.parquet")), schema.name
