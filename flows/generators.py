@@ -7,8 +7,9 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from flows.adapted_policy import adapted
 from flows.models import Policy, find_policy
-from flows.vllm_server import ServerSpec, interpreter, running_server
+from flows.vllm_server import ServerSpec, adapter_rank, interpreter, running_server
 from stages.content_ids import content_hash
 from stages.endpoints import EndpointPool
 from stages.errors import ConfigError, ModelError
@@ -27,6 +28,8 @@ from stages.openai_engine import KnownModel, OpenAIEngine, OpenAISettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flows.adapted_policy import AdaptedPolicy
+    from flows.adapter_requests import Adapter
     from flows.configuration import PipelineConfig
     from lineage.workspace import Workspace
     from stages.endpoint_settings import EndpointConfig
@@ -41,17 +44,18 @@ def managed_endpoint(
     model: Policy,
     workspace: Workspace,
     runner: Literal["generate", "pooling"] = "generate",
+    adapter: Adapter | None = None,
 ) -> EndpointConfig:
-    """Return the endpoint of servers that run already, else of one that is started now.
+    """Return the endpoint of servers that run already, else of one that runs now, started or kept.
 
     Raises:
         MissingFileError: no environment with vLLM.
-        ModelError: the server ended or did not answer; with the cause from its log.
+        ModelError: the server ended, did not answer, or refuses the adapter; with the cause.
     """
     if config.endpoint.base_urls:
         return config.endpoint
     spec = ServerSpec(str(model.folder), model.name, config.server, runner, model.fingerprint)
-    url = running_server(spec, workspace.root / "logs" / f"vllm-{runner}.log")
+    url = running_server(spec, workspace.root / "logs" / f"vllm-{runner}.log", adapter)
     # A server that dies is started again, which takes as long as a start.
     patience = max(config.endpoint.give_up_after_seconds, config.server.start_timeout_seconds)
     return config.endpoint.model_copy(
@@ -86,12 +90,15 @@ class ReadyGenerator:
     policy: Policy
     """The model that the run trains."""
     sampling: Sampling
+    first: str
+    """The model that the run's series began with, as its configuration names it."""
 
     def deciding(self) -> dict[str, Any]:
         """Return what decides its completions, as JSON."""
         model = self.model.identity if self.model else {"served": self.config.model}
         chosen = {"model": model, "name": self.name, "sampling": self.sampling.deciding()}
-        return {**self.config.deciding(), **chosen}
+        adapters = {"adapters": self._adapted.identity} if self._adapted else {}
+        return {**self.config.deciding(), **chosen, **adapters}
 
     def check(self) -> None:
         """Return if the generator can be used, as far as that is known without a request.
@@ -125,10 +132,14 @@ class ReadyGenerator:
         with self._pool(workspace, budget) as pool:
             served_name = self._served_name()
             served = pool.check(served_name)
+            if self._adapted:  # of adapters vLLM does not tell it
+                served = pool.check(self._adapted.base.name)
             known = known._replace(context_tokens=served.context_tokens)
             yield OpenAIEngine(pool, served_name, known, self._settings())
 
     def _served_name(self) -> str:
+        if self._adapted:
+            return self._adapted.served_name
         if isinstance(self.config, VllmGenerator) and self.config.served_name:
             return self.config.served_name
         return self.model.name if self.model else self.config.model
@@ -138,7 +149,9 @@ class ReadyGenerator:
         endpoint = self.config.endpoint
         if isinstance(self.config, VllmGenerator):
             assert self.model is not None
-            endpoint = managed_endpoint(self.config, self.model, workspace)
+            adapter = self._adapted.adapter() if self._adapted else None
+            model = self._adapted.base if self._adapted else self.model
+            endpoint = managed_endpoint(self.config, model, workspace, adapter=adapter)
         return EndpointPool(endpoint, budget, getattr(self.config, "prices", None))
 
     def _settings(self) -> OpenAISettings:
@@ -151,6 +164,15 @@ class ReadyGenerator:
         return OpenAISettings(
             None, 1024, "max_tokens", logprobs=self.config.logprobs, token_ids=True
         )
+
+    @functools.cached_property
+    def _adapted(self) -> AdaptedPolicy | None:
+        """The model as its server will have it, where that is adapters over a base."""
+        if not isinstance(self.config, VllmGenerator) or self.config.endpoint.base_urls:
+            return None
+        rank = adapter_rank(self.config.server)
+        found = adapted(self.model, self.first, rank) if rank and self.model else None
+        return found if found and _template_of(found.base) == _template_of(self.model) else None
 
     @functools.cached_property
     def _known_model(self) -> KnownModel:
@@ -259,4 +281,5 @@ def _ready(generator: Generator, config: PipelineConfig, policy: Policy) -> Read
         model = policy if generator.model == POLICY else find_policy(generator.model)
     name = generator.name or (model.name if model else generator.model)
     sampling = sampling_of(generator, config.generation)
-    return ReadyGenerator(generator, name, model, policy, sampling)
+    first = config.initial_policy or config.policy
+    return ReadyGenerator(generator, name, model, policy, sampling, first)

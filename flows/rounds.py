@@ -27,12 +27,17 @@ from flows.training_round import (
     require_comparable,
     train_policy,
 )
-from flows.vllm_server import visible
+from flows.vllm_server import adapter_rank, kept_between_runs, visible
 from lineage.workspace import Workspace
+from stages.errors import ConfigError
+from stages.generation_settings import VllmGenerator
 from trainer.readiness import require_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from stages.generation_settings import Generator
+    from trainer.adapters import AdapterConfig
 
 AVERAGE_RATE = 0.5
 """In TR-DPO's experiments 0.5 and 0.6 did best."""
@@ -60,12 +65,30 @@ def run_rounds(config_file: Path, workspace: Path, overrides: dict[str, Any]) ->
     with using_devices(asked.training_devices):
         config = series.opened(place, asked)
         policy = find_policy(config.policy)
-        policy_generator(config, policy)  # without one a round would stop only after its training
+        generator = policy_generator(config, policy)  # else a round would stop after its training
+        require_fitting_adapters(generator.config, config.training.adapter)
         require_comparable(config)
         require_ready(config.training)
-        run_ids = _run_series(place, config, policy)
+        with kept_between_runs():
+            run_ids = _run_series(place, config, policy)
     series.close(place, asked)
     return run_ids
+
+
+def require_fitting_adapters(generator: Generator, adapter: AdapterConfig | None) -> None:
+    """Return unless the policy's server pays for adapters and has no room for a round's.
+
+    Raises:
+        ConfigError: they have a higher rank.
+    """
+    room = adapter_rank(generator.server) if isinstance(generator, VllmGenerator) else 0
+    if room and adapter and adapter.rank > room:
+        raise ConfigError(
+            f"training.adapter.rank is {adapter.rank}, and the server's max_lora_rank {room}",
+            expected="at least as much, better the sum of several rounds' ranks",
+            where="generation.generators, server.options of the policy's",
+            remedy="raise max_lora_rank; or take enable_lora out, and merged weights are served",
+        )
 
 
 def _run_series(place: Workspace, config: PipelineConfig, policy: Policy) -> list[str]:

@@ -103,7 +103,7 @@ def train_policy(
         from trainer.data_checks import prompt_keys
         from trainer.dpo import train_dpo
 
-        make_room(config.training_devices)  # a server holds the memory that training needs
+        make_room()  # a server holds the memory that training needs
         heldout = writer.read(curated.prompts).filter(split="heldout")
         result = train_dpo(
             rows,

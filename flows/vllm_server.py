@@ -7,11 +7,11 @@ machine's memory holds one server at a time: `running_server` stops another befo
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import http.client
 import math
 import os
-import re
 import shutil
 import signal
 import socket
@@ -23,13 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from flows import server_guard
+from flows import adapter_requests, server_guard
 from flows.progress import say, stage_progress
+from flows.server_log import failure_cause
 from stages.errors import MissingFileError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from flows.adapter_requests import Adapter
     from stages.vllm_settings import VllmServerConfig
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -44,16 +46,13 @@ CPU_OPTIONS: dict[str, bool | float | str] = {"dtype": "float32", "gpu_memory_ut
 """Without a GPU: bf16 is slower than fp32 there, and the second governs the CPU's memory."""
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 PRIVATE = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
+ADAPTER_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+DEFAULT_ADAPTER_RANK = 16
+"""vLLM's `max_lora_rank`."""
 MAX_RESTARTS = 3
 LOOK_SECONDS = 0.25
 KILLED = 128 + signal.SIGKILL
 LOG_END_BYTES = 1_000_000
-MAX_CAUSE = 500
-"""Characters of a cause that are shown."""
-LOG_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d [\d:]+ \[[^]]*\] )?")
-EXCEPTION = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception): .|\S+: error: ")
-SECONDHAND = re.compile(r"See (?:root cause|stack trace)", re.IGNORECASE)
-"""How a process of vLLM's says that another one knows the cause."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ class ManagedServer:
         self._spawning = threading.Lock()
         self._stopped = threading.Event()
         self._given_up = False
+        self._adapter: Adapter | None = None
         self._log_start = 0
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -107,6 +107,25 @@ class ManagedServer:
             self.stop()
             raise
         threading.Thread(target=self._keep_up, name="vllm-server", daemon=True).start()
+
+    def load(self, adapter: Adapter) -> None:
+        """Have the server answer by the adapter's name too, also after it was started again.
+
+        Raises:
+            ModelError: it refuses the adapter, or is gone.
+        """
+        if adapter == self._adapter:
+            return
+        with stage_progress("vLLM adapters"):
+            self._adapter = adapter
+            limit = self.spec.config.start_timeout_seconds
+            refusal = adapter_requests.refusal(self.port, adapter, self.alive, limit)
+        if refusal:
+            self._adapter = None
+            raise self._error(
+                f"the vLLM server did not load the adapters in {adapter.folder}: {refusal}",
+                "take `enable_lora` out of the server's `options`: it gets merged weights then",
+            )
 
     def stop(self) -> None:
         """Stop the server and everything that it started; return when it is gone."""
@@ -144,10 +163,11 @@ class ManagedServer:
                 return
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             guard = [sys.executable, "-P", server_guard.__file__, str(os.getpid())]
+            adapters = [self._adapter.as_option] if self._adapter else []
             with self.log_path.open("ab") as log:
                 self._log_start = log.tell()
                 self._guard = subprocess.Popen(
-                    [*guard, *self._command],
+                    [*guard, *self._command, *adapters],
                     env=server_environment(self.spec),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -240,6 +260,13 @@ def server_command(spec: ServerSpec, port: int) -> list[str]:
     return [str(python), "-m", MODULE, *flags]
 
 
+def adapter_rank(config: VllmServerConfig) -> int:
+    """Return the highest rank of adapters that the server can load; 0 if it loads none."""
+    if not config.options.get("enable_lora"):
+        return 0
+    return int(config.options.get("max_lora_rank") or DEFAULT_ADAPTER_RANK)
+
+
 def _flag(name: str, value: bool | float | str) -> str:
     """Return one option as one argument, so that no value can pass for another flag."""
     dashed = name.replace("_", "-")
@@ -251,6 +278,8 @@ def _flag(name: str, value: bool | float | str) -> str:
 def server_environment(spec: ServerSpec) -> dict[str, str]:
     """Return the server's environment variables; those that the user set win over defaults."""
     defaults = {} if _has_gpu() else CPU_ENVIRONMENT
+    if adapter_rank(spec.config):
+        defaults = {**defaults, **ADAPTER_ENVIRONMENT}
     offline = {"HF_HUB_OFFLINE": "1"} if _is_folder(spec) else {}
     return {**defaults, **os.environ, **visible(spec.config.devices), **PRIVATE, **offline}
 
@@ -287,47 +316,32 @@ def _healthy(port: int) -> bool:
         connection.close()
 
 
-def failure_cause(log: str) -> str:
-    """Return the last exception that a server's log names first-hand, or ``""``.
-
-    Lines that are indented under it belong to it; what is no printable text is left out.
-    """
-    cause: list[str] = []
-    within = False
-    for raw in log.splitlines():
-        line = LOG_PREFIX.sub("", raw)
-        if EXCEPTION.match(line) and not SECONDHAND.search(line):
-            cause, within = [line], True
-        elif within and line.startswith("  "):
-            cause.append(line.strip())
-        else:
-            within = False
-    text = "".join(c for c in " ".join(cause) if c.isprintable())
-    return text[:MAX_CAUSE]
-
-
 _server: ManagedServer | None = None
 _starting = threading.Lock()
+_kept = False
+"""Whether the server outlives the run that started it."""
 
 
-def running_server(spec: ServerSpec, log_path: Path) -> str:
+def running_server(spec: ServerSpec, log_path: Path, adapter: Adapter | None = None) -> str:
     """Return the base URL of a healthy server for ``spec``: this process's, else a new one.
 
-    Thread-safe: callers wait while a server starts, then share it.
+    It answers by the adapter's name too. Thread-safe: callers wait while a server starts, then
+    share it.
 
     Raises:
-        ModelError: the server does not start.
+        ModelError: the server does not start, or refuses the adapter.
         MissingFileError: there is no vLLM environment.
     """
     global _server  # noqa: PLW0603 - the machine's memory is one for all threads
     with _starting:
-        if _server is not None and _server.spec == spec and _server.alive():
-            return _server.base_url
-        if _server is not None:
-            _server.stop()
-        _free_cached_memory()
-        _server = ManagedServer(spec, log_path)
-        _server.start()
+        if _server is None or _server.spec != spec or not _server.alive():
+            if _server is not None:
+                _server.stop()
+            _free_cached_memory()
+            _server = ManagedServer(spec, log_path)
+            _server.start()
+        if adapter is not None:
+            _server.load(adapter)
         return _server.base_url
 
 
@@ -348,10 +362,30 @@ def server_gpus() -> int:
     return math.prod(int(size) for size in sizes)
 
 
-def make_room(devices: Sequence[int]) -> None:
-    """Stop this process's server, unless it and ``devices`` are known to be different GPUs."""
-    own = _server.spec.config.devices if _server is not None else ()
-    if not (own and devices and set(own).isdisjoint(devices)):
+def make_room() -> None:
+    """Stop this process's server, unless it and this process are known to have different GPUs."""
+    of_server = _server.spec.config.devices if _server is not None else ()
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
+    numbered = all(number.isdecimal() for number in own)
+    if not (of_server and numbered and set(own).isdisjoint(map(str, of_server))):
+        stop_all()
+
+
+@contextlib.contextmanager
+def kept_between_runs() -> Iterator[None]:
+    """Let the server outlive the runs within, for the next of them, and stop it after the last."""
+    global _kept  # noqa: PLW0603 - as `_server`
+    _kept = True
+    try:
+        yield
+    finally:
+        _kept = False
+        stop_all()
+
+
+def end_of_run() -> None:
+    """Stop this process's server, unless a run that follows may want it."""
+    if not _kept:
         stop_all()
 
 

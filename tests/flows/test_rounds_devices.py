@@ -12,7 +12,14 @@ import pytest
 
 from flows import vllm_server
 from flows.rounds import using_devices
-from flows.vllm_server import ServerSpec, make_room, running_server, stop_all
+from flows.vllm_server import (
+    ServerSpec,
+    end_of_run,
+    kept_between_runs,
+    make_room,
+    running_server,
+    stop_all,
+)
 from stages.vllm_settings import VllmServerConfig
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -50,16 +57,33 @@ def test_a_server_sees_its_own_devices_and_outlives_training_on_others(start):
         processes = start(1, 2)
         assert seen_by(processes) == "1,2"
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
-        make_room((0,))
+        make_room()
     assert all(p.is_running() for p in processes)
 
 
-@pytest.mark.parametrize(("own", "training"), [((), ()), ((), (0,)), ((1,), ()), ((0, 1), (1, 2))])
-def test_a_server_that_may_share_a_gpu_is_gone_before_training(start, own, training):
+@pytest.mark.parametrize(
+    ("own", "training"),
+    [((), ""), ((), "0"), ((1,), ""), ((0, 1), "1, 2"), ((1,), "0,GPU-8932f937"), ((1,), None)],
+)
+def test_a_server_that_may_share_a_gpu_is_gone_before_training(start, own, training, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if training is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", training)
     processes = start(*own)
     assert resident(processes) > 0
-    make_room(training)
+    make_room()
     assert resident(processes) == 0, "its memory is free"
+
+
+def test_a_series_keeps_the_server_from_run_to_run_and_stops_it_at_its_end(start):
+    with kept_between_runs():
+        processes = start()
+        end_of_run()
+        assert all(p.is_running() for p in processes)
+    assert resident(processes) == 0
+    processes = start()
+    end_of_run()
+    assert resident(processes) == 0
 
 
 def test_a_server_without_devices_sees_those_of_this_process(start, monkeypatch):

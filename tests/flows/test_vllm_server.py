@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,10 +20,12 @@ import psutil
 import pytest
 
 from flows import server_guard, vllm_server
+from flows.adapter_requests import Adapter
+from flows.server_log import failure_cause
 from flows.vllm_server import (
     ManagedServer,
     ServerSpec,
-    failure_cause,
+    adapter_rank,
     running_server,
     server_command,
     server_environment,
@@ -223,6 +226,57 @@ def test_equal_specs_share_a_server_and_another_spec_replaces_it(spec, mark, log
     assert not healthy(shared)
     assert healthy(other)
     assert len(processes(mark)) == 3
+
+
+LOADING = {"enable_lora": True}
+
+
+def served(server):
+    with urllib.request.urlopen(f"{server.base_url}/models", timeout=5) as answer:
+        return [model["id"] for model in json.load(answer)["data"]]
+
+
+def test_adapters_are_loaded_into_the_running_server_and_again_when_it_died(
+    spec, mark, log, tmp_path
+):
+    one, two = (Adapter(name, tmp_path / name) for name in ("one", "two"))
+    url = running_server(spec(options=LOADING), log, one)
+    guard = vllm_server._server._guard.pid
+    assert [running_server(spec(options=LOADING), log, each) for each in (two, one, two)] == [
+        url
+    ] * 3
+    server = vllm_server._server
+    assert server._guard.pid == guard, "the same server"
+    assert served(server) == [mark, "one", "two"]
+    server_process(mark).kill()
+    wait_until(lambda: server.restarts == 1 and healthy(url))
+    assert served(server) == [mark, "two"], "the one asked for last"
+    running_server(spec(options=LOADING), log, one)
+    assert served(server) == [mark, "two", "one"]
+    server_process(mark).kill()
+    running_server(spec(options=LOADING), log, two)  # waits until it is back
+    assert "two" in served(server)
+    loaded = re.findall(r"^loaded (.+)$", log.read_text(), re.MULTILINE)
+    assert loaded[:3] == [str(each.folder) for each in (one, two, one)]
+
+
+def test_adapters_that_the_server_refuses_are_an_error_with_its_words(spec, log, tmp_path):
+    refused = Adapter("refused", tmp_path)
+    with pytest.raises(ModelError, match=r"in \S+: rank 64 is greater.*take `enable_lora` out"):
+        running_server(spec(options=LOADING), log, refused)
+    assert vllm_server._server.alive()
+    with pytest.raises(ModelError, match="did not load"):
+        running_server(spec(), log, Adapter("one", tmp_path))
+
+
+def test_what_the_server_can_load_stands_in_its_options():
+    for options, rank in (
+        ({}, 0),
+        ({"max_lora_rank": 64}, 0),
+        ({"enable-lora": True}, 16),
+        ({"enable_lora": True, "max-lora-rank": 64}, 64),
+    ):
+        assert adapter_rank(VllmServerConfig.checked({"options": options})) == rank
 
 
 def test_stop_all_ends_a_start_that_waits_in_another_thread(spec, mark, log):
