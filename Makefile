@@ -33,7 +33,7 @@ test: $(VENV)/.installed-test  ## Install, then run the default tests (under 10 
 test-slow: $(VENV)/.installed-test  ## Kill-anywhere, a schedule with its round, several processes
 	$(TOGETHER) -m slow
 
-test-browser: $(VENV)/.installed-test  ## Tests that open the report in Chromium
+test-browser: $(VENV)/.installed-test  ## Tests that open the report and Prefect's UI in Chromium
 	$(BIN)/python -m pytest -m browser
 
 vllm: $(VLLM_VENV)/.installed  ## Install vLLM into an environment of its own (.venv-vllm)

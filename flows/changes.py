@@ -46,6 +46,14 @@ PipelineChanges: Any = changes_to(PipelineConfig, LEFT_OUT)
 """Keys of a pipeline's configuration, each of which may be left out."""
 
 
+def unforced(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return ``overrides`` of a stored configuration, whose `gate.force` is off unless they set it.
+
+    A run that was forced does not force those that take its settings.
+    """
+    return {**overrides, "gate": {"force": False, **(overrides.get("gate") or {})}}
+
+
 def as_overrides(changes: Config | None) -> dict[str, Any]:
     """Return the keys that ``changes`` names, to be laid over a configuration file's."""
     return changes.model_dump(mode="json", exclude_none=True) if changes else {}

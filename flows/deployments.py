@@ -15,7 +15,7 @@ import pydantic
 from prefect import flow, get_run_logger
 
 from flows.alerts import send_event, tell_of_flow_run
-from flows.changes import PipelineChanges, as_overrides
+from flows.changes import PipelineChanges, as_overrides, unforced
 from flows.progress import say, told_to
 from flows.settings import configure_libraries
 
@@ -72,6 +72,7 @@ def dpo_round(
         workspace: The folder that holds everything made; null is the worker's, PREFMILL_WORKSPACE.
         run_id: The run whose stored configuration and pairs are used: its id, a prefix, `latest`.
         changes: Keys to lay over its configuration's, such as `training`, `evaluation`, `gate`.
+            That run's `gate.force` is not taken over.
     """
     from flows.prompt_choice import of_stored_run
     from flows.rounds import run_rounds
@@ -79,7 +80,8 @@ def dpo_round(
     with _logged():
         place = _place(workspace)
         stored, of_run = of_stored_run(place, run_id)
-        return run_rounds(stored, place.root, {**of_run, "rounds": 1, **as_overrides(changes)})
+        overrides = unforced({**of_run, "rounds": 1, **as_overrides(changes)})
+        return run_rounds(stored, place.root, overrides)
 
 
 @flow(name="on-policy-rounds", persist_result=False, **HOOKS)

@@ -9,6 +9,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from flows.run_outputs import read_output
+from flows.stage_runner import StageSpec, finished_output
 from lineage.erasure import without_erased
 from lineage.records import list_runs, read_stage_runs, require_run
 from lineage.workspace import read_stage_record
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from flows.configuration import PipelineConfig
-    from lineage.workspace import Workspace
+    from lineage.records import RunRecord
+    from lineage.workspace import StageRecord, Workspace
 
 
 def of_stored_run(workspace: Workspace, run_id: str) -> tuple[Path, dict[str, Any]]:
@@ -33,6 +35,30 @@ def of_stored_run(workspace: Workspace, run_id: str) -> tuple[Path, dict[str, An
     """
     run_id = require_run(workspace, run_id).run_id
     return workspace.stored_config(run_id), {"prompts": {"of_run": run_id}}
+
+
+def of_run_to_resume(workspace: Workspace, run: RunRecord) -> dict[str, Any]:
+    """Return what to lay over a run's stored configuration so that it goes on with its prompts.
+
+    A run that died before it had them, or whose prompts are gone since, samples them again.
+    """
+    record = _prompts_record(workspace, run.run_id)
+    if record is not None:
+        spec = prompts_spec(record.config)
+        if finished_output(workspace, spec, [bad_rows_path(workspace, spec)]):
+            return {"prompts": {"of_run": run.run_id}}
+    return {}
+
+
+def prompts_spec(settings: dict[str, Any]) -> StageSpec:
+    """Return the stage that samples prompts by ``settings``: the configuration's and contents."""
+    outputs = ("prompts", "dropped_prompts")
+    return StageSpec("prompts", prompt_sampling.VERSION, settings, (), outputs)
+
+
+def bad_rows_path(workspace: Workspace, spec: StageSpec) -> Path:
+    """Where the stage that samples prompts puts rows that cannot be used."""
+    return workspace.store / "bad_rows" / f"{spec.key}.jsonl"
 
 
 def content_of(workspace: Workspace, config: PipelineConfig) -> dict[str, Any]:
@@ -55,11 +81,18 @@ def content_of(workspace: Workspace, config: PipelineConfig) -> dict[str, Any]:
 
 def _stored_settings(workspace: Workspace, run_id: str) -> dict[str, Any]:
     """Return what decided the prompts of a run."""
-    for stage in read_stage_runs(workspace, require_run(workspace, run_id).run_id):
-        record = read_stage_record(workspace, stage.stage_key)
-        if stage.stage == "prompts" and record:
-            return record.config
-    raise not_stored(run_id, workspace)
+    record = _prompts_record(workspace, require_run(workspace, run_id).run_id)
+    if record is None:
+        raise not_stored(run_id, workspace)
+    return record.config
+
+
+def _prompts_record(workspace: Workspace, run_id: str) -> StageRecord | None:
+    """Return the record of the stage that sampled a run's prompts, if it is finished."""
+    for stage in read_stage_runs(workspace, run_id):
+        if stage.stage == "prompts":
+            return read_stage_record(workspace, stage.stage_key)
+    return None
 
 
 def not_stored(run_id: str, workspace: Workspace) -> MissingFileError:

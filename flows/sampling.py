@@ -7,8 +7,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from flows.progress import say
-from flows.prompt_choice import content_of, not_stored, seen_prompts
-from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
+from flows.prompt_choice import (
+    bad_rows_path,
+    content_of,
+    not_stored,
+    prompts_spec,
+    seen_prompts,
+)
+from flows.stage_runner import RunContext, StageWriter, run_stage
 from flows.stage_task import stage_task
 from lineage.erasure import without_erased
 from lineage.workspace import commit_bytes
@@ -24,9 +30,8 @@ if TYPE_CHECKING:
 def sample_prompts(context: RunContext, config: PipelineConfig) -> Dataset:
     """Sample the prompts; rows that cannot be used go to a file beside them."""
     settings = {**config.prompts.deciding(), **content_of(context.workspace, config)}
-    outputs = ("prompts", "dropped_prompts")
-    spec = StageSpec("prompts", prompt_sampling.VERSION, settings, (), outputs)
-    bad_rows = context.workspace.store / "bad_rows" / f"{spec.key}.jsonl"
+    spec = prompts_spec(settings)
+    bad_rows = bad_rows_path(context.workspace, spec)
 
     def make(writer: StageWriter) -> None:
         if config.prompts.of_run:

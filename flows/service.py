@@ -1,12 +1,15 @@
 """A Prefect server, its work pool and a worker, started for a workspace, and stopped again.
 
 What they say goes to `WORKSPACE/prefect-server/server.log` and `worker.log`; which they are stands
-in `service.json` beside. Commands on that workspace use a service that is up.
+in `service.json` beside. Each holds a lock, which the kernel releases when it dies: neither a clock
+that jumps, a reboot, nor a pid that another process got since is mistaken for it. Commands on that
+workspace use a service that is up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -46,13 +49,11 @@ LOG_LINES = 15
 
 @dataclass(frozen=True)
 class Service:
-    """Processes that were started, each with the time of its start: pids are used again."""
+    """Processes that were started; pids are used again, so that `_alive` is asked as well."""
 
     url: str
     server_pid: int
-    server_started: float
     worker_pid: int
-    worker_started: float
 
     @property
     def ui(self) -> str:
@@ -67,12 +68,8 @@ def home(workspace: Workspace) -> Path:
 
 def running(workspace: Workspace) -> Service | None:
     """Return the workspace's service if both of its processes are alive."""
-    service = _recorded(workspace)
-    if service is None:
-        return None
-    server = _alive(service.server_pid, service.server_started)
-    worker = _alive(service.worker_pid, service.worker_started)
-    return service if server and worker else None
+    alive = _alive(workspace, "server") and _alive(workspace, "worker")
+    return _recorded(workspace) if alive else None
 
 
 def _recorded(workspace: Workspace) -> Service | None:
@@ -92,7 +89,8 @@ def start(
 
     Raises:
         MissingFileError: the file is not there.
-        ConfigError: a schedule or a deployment in it can't work, or the port is taken.
+        ConfigError: a schedule or a deployment in it can't work, the port is taken, or a process
+            of this workspace that is on no record runs.
         EndpointError: a process ended or did not answer in time; its last lines are shown.
     """
     check_deployments(deployments)
@@ -113,6 +111,7 @@ def start(
 def _start(
     workspace: Workspace, port: int, deployments: Path, alert_webhook: str | None
 ) -> Service:
+    _require_none_alive(workspace)
     _require_free(port)
     url = f"http://127.0.0.1:{port}/api"
     environment = _environment(workspace, url)
@@ -127,9 +126,7 @@ def _start(
             _deploy(environment, deployments)
             alerts.set_up(url, alert_webhook)
         processes.append(_detached(workspace, "worker", SERVE_POOL, environment))
-        pids = [process.pid for process in processes]
-        (server, worker), (of_server, of_worker) = pids, map(_started, pids)
-        service = Service(url, server, of_server, worker, of_worker)
+        service = Service(url, *(process.pid for process in processes))
         commit_json(home(workspace) / "service.json", asdict(service))
     except BaseException:
         for process in reversed(processes):
@@ -146,9 +143,8 @@ def stop(workspace: Workspace) -> bool:
     service = _recorded(workspace)
     if service is None:
         return False
-    worker = service.worker_pid, service.worker_started
-    server = service.server_pid, service.server_started
-    alive = [pid for pid, started in (worker, server) if _alive(pid, started)]
+    pids = {"worker": service.worker_pid, "server": service.server_pid}
+    alive = [pid for name, pid in pids.items() if _alive(workspace, name)]
     for pid in alive:
         _end(pid)
     (home(workspace) / "service.json").unlink()
@@ -256,8 +252,12 @@ def _environment(workspace: Workspace, url: str) -> dict[str, str]:
 def _detached(
     workspace: Workspace, name: str, arguments: list[str], environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Return a `prefect` process that outlives this one."""
-    with (home(workspace) / f"{name}.log").open("wb") as log:
+    """Return a `prefect` process that outlives this one and holds the lock ``name``."""
+    with (
+        (home(workspace) / f"{name}.log").open("wb") as log,
+        _lock_path(workspace, name).open("wb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", *arguments],
             env=environment,
@@ -265,6 +265,7 @@ def _detached(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[lock.fileno()],
         )
 
 
@@ -317,6 +318,17 @@ def _wait_until_healthy(workspace: Workspace, url: str, server: subprocess.Popen
     )
 
 
+def _require_none_alive(workspace: Workspace) -> None:
+    """Return if no process is left of a `prefmill up` that was killed before it noted them."""
+    for path in (_lock_path(workspace, name) for name in ("server", "worker")):
+        if _alive(workspace, path.stem):
+            raise ConfigError(
+                f"a {path.stem} of this workspace runs that is on no record",
+                where=str(path),
+                remedy=f"end the process that `fuser {path}` names, then start again",
+            )
+
+
 def _require_free(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -330,20 +342,21 @@ def _require_free(port: int) -> None:
             ) from None
 
 
-def _started(pid: int) -> float:
-    import psutil
-
-    return float(psutil.Process(pid).create_time())
+def _lock_path(workspace: Workspace, name: str) -> Path:
+    return home(workspace) / f"{name}.lock"
 
 
-def _alive(pid: int, started: float) -> bool:
-    import psutil
-
+def _alive(workspace: Workspace, name: str) -> bool:
+    """Return whether the `server` or `worker` that was started last holds its lock."""
     try:
-        process = psutil.Process(pid)
-        return bool(process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
+        with _lock_path(workspace, name).open("rb") as lock:
+            # Shared: two that look at once do not take each other for the process.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _end(pid: int) -> None:

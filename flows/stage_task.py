@@ -79,9 +79,10 @@ def may_pass(error: object) -> bool:
     return isinstance(error, OSError) and error.errno in PASSING
 
 
-def _worth_another_try(task: Any, _task_run: Any, state: Any) -> bool:
+def _worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
     if not may_pass(state.data):
         return False
     say(f"{task.name}: {state.data}")
-    say(f"{task.name}: it is tried again in a while, {len(RETRY_SECONDS)} times at most")
+    waits = ", then ".join(f"{seconds:g} s" for seconds in RETRY_SECONDS[task_run.run_count - 1 :])
+    say(f"{task.name}: tried again after about {waits}; then the run ends")
     return True

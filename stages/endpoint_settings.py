@@ -32,6 +32,9 @@ class EndpointConfig(Config):
     """Of one request, with a backoff that doubles from 1 s; `Retry-After` is honoured."""
     give_up_after_seconds: pydantic.PositiveFloat = 120.0
     """No server usable for so long: the run stops and can be resumed."""
+    wait_for_name: bool = False
+    """Wait for a host name that does not exist yet as for a server that is down, where names come
+    with what they name (containers); false: the run stops at once, as after a typing error."""
 
     @pydantic.field_validator("base_urls")
     @classmethod

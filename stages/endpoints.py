@@ -219,9 +219,13 @@ class EndpointPool:
         """Return the model as it is served, by one free request to each server.
 
         Raises:
-            EndpointError: wrong key, no server reachable, or one that doesn't serve the model.
+            UnreachableError: no server can be reached now.
+            EndpointError: wrong key, a name that no server has, or a model that one doesn't serve.
         """
-        return served_model(self.config.base_urls, self._api_key, model)
+        config = self.config
+        return served_model(
+            config.base_urls, self._api_key, model, wait_for_name=config.wait_for_name
+        )
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[None]:

@@ -61,7 +61,7 @@ class PromptSamplingConfig(Config):
     of_run: Annotated[str | None, OPERATIONAL] = None
     """Take a run's prompts as they are stored, whatever has become of their sources.
 
-    `prefmill train`, `curate` and `export` fill it in."""
+    `prefmill train`, `curate`, `export` and `resume` fill it in."""
     gold: GoldConfig | None = None
     """Planted pairs with a known better answer, to measure scorers; null: none."""
     seed: int = 0

@@ -28,7 +28,8 @@ def runs(root: Path, as_json: bool) -> None:
     from flows.printing import print_rows
     from lineage.records import list_runs
 
-    records = [asdict(record) for record in list_runs(workspace_at(root))]
+    found = list_runs(workspace_at(root))
+    records = [asdict(run) for run in found]
     if as_json:
         click.echo(json.dumps(records, indent=1, ensure_ascii=False))
         return
@@ -40,10 +41,9 @@ def runs(root: Path, as_json: bool) -> None:
         for record in records
     ]
     print_rows(("run_id", "policy", *fields), rows)
-    for record in records:
-        if record["status"] == "dead":
-            said = f"{record['run_id']} died: `prefmill resume {record['run_id']}` goes on with it"
-            click.echo(said, err=True)
+    for run in found:
+        if run.status == "dead":
+            click.echo(f"{run.run_id} died: `{run.continued_by}` goes on with it", err=True)
 
 
 @click.command()
@@ -108,7 +108,7 @@ def why(asked: str, run_id: str | None, full: bool, root: Path, as_json: bool) -
     """Tell the story of one pair, candidate, prompt or export: why it is (not) there.
 
     ID may be shortened to a prefix that fits one row only, or be FILE:LINE of an exported file
-    (of Parquet, the row). A run, round or model's weights hash is told as well.
+    (of Parquet, the row). A run, round, training or model's weights hash is told as well.
 
     \b
     Examples:

@@ -23,7 +23,8 @@ def resume(run_id: str | None, root: Path, as_json: bool) -> None:
     """Continue a run that failed, was interrupted or died, with its stored configuration.
 
     RUN is its id, a prefix of it, or `latest`: the last of them. Without it they are listed. What
-    is finished is kept; of a series of rounds, those that were still to come follow.
+    is finished is kept, and so are the prompts it had sampled, whatever has become of their source;
+    of a series of rounds, those that were still to come follow.
 
     \b
     Examples:
@@ -32,6 +33,7 @@ def resume(run_id: str | None, root: Path, as_json: bool) -> None:
       prefmill resume demo-round2-1a2b3c4d5e -w /data/nightly
     """
     from flows.progress import say
+    from flows.prompt_choice import of_run_to_resume
     from flows.resuming import done_before, resumable, run_to_resume
 
     workspace = workspace_at(root)
@@ -41,11 +43,11 @@ def resume(run_id: str | None, root: Path, as_json: bool) -> None:
     run = run_to_resume(workspace, run_id)
     for sentence in done_before(workspace, run):
         say(sentence)
-    stored = workspace.stored_config(run.run_id)
+    stored, its_prompts = workspace.stored_config(run.run_id), of_run_to_resume(workspace, run)
     if run.flow == "refresh":
-        run_ids = run_refresh(root, stored, {}, stored_only=False)
+        run_ids = run_refresh(root, stored, its_prompts, stored_only=False)
     else:
-        run_ids = run_rounds(root, stored, {})
+        run_ids = run_rounds(root, stored, its_prompts)
     if run.run_id not in run_ids:
         say("a file or model that it was begun with has changed since: this is a run of its own")
     print_summary(root, run_ids, as_json)

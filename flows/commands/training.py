@@ -58,13 +58,15 @@ def train(
       prefmill train --run demo-refresh-1a2b3c4d5e -c stronger.yaml
       prefmill train --force
     """
+    from flows.changes import unforced
+
     stored, overrides = stored_config(
         root, run_id, config_file, ("training", "evaluation", "gate", "reference")
     )
-    # A run that was forced does not force those that take its settings.
-    gate = {"force": False, **(overrides.get("gate") or {})}
-    overrides["gate"] = {**gate, "force": True} if force else gate
-    run_ids = run_rounds(root, stored, {**overrides, "rounds": 1})
+    overrides = unforced({**overrides, "rounds": 1})
+    if force:
+        overrides["gate"]["force"] = True
+    run_ids = run_rounds(root, stored, overrides)
     print_summary(root, run_ids, as_json, require_promotion)
 
 

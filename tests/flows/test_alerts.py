@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import email
+import email.policy
 import json
+import re
+import socketserver
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +18,7 @@ from flows import alerts
 from flows.deployments import HOOKS
 from lineage.workspace import Workspace
 from stages.errors import ConfigError, DataError, ValidationError
-from tests.flows.test_deployment import post
+from tests.flows.test_deployment import ROOT, post
 
 SECONDS = 60
 
@@ -26,10 +30,11 @@ def receiver():
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            assert self.headers["Content-Type"] == "application/json"
+            assert self.headers["Content-Type"].startswith("application/json")
             bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
+            self.wfile.write(b"ok")  # as Slack answers
 
         def log_message(self, *_):
             pass
@@ -37,6 +42,27 @@ def receiver():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield bodies, f"http://127.0.0.1:{server.server_port}/hook/s3cret"
+        server.shutdown()
+
+
+@pytest.fixture
+def mail_server():
+    """A mail server: the mails that it was sent, and its address."""
+    mails: list[email.message.EmailMessage] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(b"220 here\r\n")
+            while verb := self.rfile.readline()[:4].upper():
+                self.wfile.write({b"DATA": b"354 go on\r\n"}.get(verb, b"250 ok\r\n"))
+                if verb == b"DATA":
+                    text = b"".join(iter(self.rfile.readline, b".\r\n"))
+                    mails.append(email.message_from_bytes(text, policy=email.policy.default))
+                    self.wfile.write(b"250 taken\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield mails, f"127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
 
@@ -125,6 +151,48 @@ def test_alerts_reach_a_webhook(prefect_server, receiver, tmp_path):
     assert texts[0].startswith("prefmill.flow-run.failed: the run ")
     assert texts[0].endswith(" of nightly failed")
     assert texts[1] == 'prefmill.gate.held: held: "kl" <b> {{ 1 }}'
+
+
+def test_the_automation_of_the_documents_sends_mail(prefect_server, mail_server, tmp_path):
+    """The server takes the address from a block that is made for Slack and takes any."""
+    from prefect.blocks.notifications import SlackWebhook
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (trigger,) = map(json.loads, re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    (body,) = re.findall(r"`({{ event\.event }}.*?)`", text)
+    mails, place = mail_server
+    address = f"mailto://{place}?from=prefmill@example.org&to=me@example.org&format=text"
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        block = SlackWebhook(url=f"{address}&mode=insecure").save("mail")
+        sending = {"type": "send-notification", "block_document_id": str(block)}
+        action = {**sending, "subject": "prefmill", "body": body}
+        automation = {"name": "mail", "trigger": trigger, "actions": [action]}
+        post(prefect_server, "automations/", automation)
+        deadline = time.monotonic() + SECONDS
+        while not mails and time.monotonic() < deadline:
+            # Again and again: an event before the server has taken the automation up finds none.
+            alerts.send_event(alerts.BROKEN, tmp_path, "small", 'broken: "id" <b> {{ 1 }}')
+            time.sleep(1)
+    assert (mails[0]["To"], mails[0]["Subject"]) == ("me@example.org", "prefmill")
+    said = mails[0].get_content().strip()
+    assert said == 'prefmill.validation.failed: broken: "id" <b> {{ 1 }}'
+
+
+def test_what_the_slack_block_sends(receiver, monkeypatch):
+    from apprise.plugins.slack import NotifySlack
+    from prefect.blocks.notifications import SlackWebhook
+
+    bodies, address = receiver
+    monkeypatch.setattr(NotifySlack, "webhook_url", address)
+    block = SlackWebhook(url="https://hooks.slack.com/services/T0AB/B0CD/e5f6g7h8")
+    with block.raise_on_failure():
+        block.notify("prefmill.gate.held: r: kl_nats is 3.25, limit 2", subject="prefmill")
+    ((sent,),) = [body["attachments"] for body in bodies]
+    assert (sent["title"], sent["text"]) == (
+        "prefmill",
+        "prefmill.gate.held: r: kl_nats is 3.25, limit 2",
+    )
 
 
 def test_an_address_that_is_none_is_refused_without_repeating_it(prefect_server):

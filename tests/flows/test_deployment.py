@@ -40,5 +40,5 @@ def post(server: str, path: str, body: dict) -> list[dict]:
     request = urllib.request.Request(
         f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +13,14 @@ from flows.configuration import resolve
 from flows.prompt_choice import (
     content_of,
     nothing_new,
+    of_run_to_resume,
     with_runs_to_pass_over,
 )
 from flows.run_outputs import read_output
 from flows.sampling import sample_prompts
-from flows.stage_runner import RunContext, utc_now
-from flows.tracked_run import make_run_id
-from lineage.records import RunRecord, read_run, read_stage_runs, write_run
+from flows.stage_runner import RunContext
+from flows.tracked_run import make_run_id, run_record
+from lineage.records import read_run, read_stage_runs, write_run
 from lineage.workspace import Workspace, stage_record_path
 from stages.errors import MissingFileError
 
@@ -47,10 +50,8 @@ def night(place, tmp_path):
 def sampled(place, config, status="completed"):
     content = content_of(place, config)
     run_id = make_run_id("refresh", config, SimpleNamespace(fingerprint="p"), content, 0)
-    plain = config.model_dump(mode="json")
     sample_prompts.fn(RunContext(place, run_id), config)
-    now = utc_now()
-    write_run(place, RunRecord(run_id, "refresh", config.name, 0, plain, "1", status, now))
+    write_run(place, replace(run_record(place, run_id, "refresh", config), status=status))
     return run_id
 
 
@@ -117,6 +118,26 @@ def test_a_stored_run_finds_its_prompts_whatever_became_of_their_file(place, nig
     config = resolve({**stored, "prompts": {**stored["prompts"], "of_run": first}}, "stored")
     assert sampled(place, config) == first
     assert texts_of(place, first) == {"What is rust?", "What is salt?"}
+
+
+def test_a_run_is_resumed_with_the_prompts_that_it_had_unless_they_are_gone(place, night):
+    earlier = night("ab", name="other")
+    died = night("abc", status="failed")
+    night("xyz", only_new=False)
+
+    def resumed():
+        run = read_run(place, died)
+        stored = {**run.config["prompts"], **of_run_to_resume(place, run).get("prompts", {})}
+        return sampled(place, resolve({**run.config, "prompts": stored}, "stored"), "failed")
+
+    assert resumed() == died
+    assert resumed() == died, "again"
+    assert read_run(place, died).config["prompts"]["of_run"] is None, "its prompts are its own"
+    (key,) = {stage.stage_key for stage in read_stage_runs(place, died)}
+    shutil.rmtree(place.parts_folder("prompts", key))
+    assert texts_of(place, resumed()) == set("xyz"), "sampled from what is there now"
+    run = replace(read_run(place, earlier), run_id="died-before-it-had-any")
+    assert of_run_to_resume(place, run) == {}
 
 
 def test_prompts_that_are_no_longer_stored_are_not_sampled_anew(place, night):

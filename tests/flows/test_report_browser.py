@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 
 import pytest
 
 from flows.report import write_report
+from tests.flows.chromium import ARGUMENTS, chromium
 from tests.flows.report_samples import full
 
 pytestmark = pytest.mark.browser
@@ -20,17 +20,12 @@ SCRIPT = "<script>document.title='broken'</script><img src=x onerror=\"document.
 @pytest.fixture
 def dom_of(tmp_path):
     """Return the document that Chromium makes of a page, after its scripts."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("Chromium is not installed")
+    browser = chromium()
 
     def dump(path, *arguments):
-        common = [
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}",
-        ]  # fmt: skip
-        command = [chromium, *common, *arguments, "--dump-dom", path.as_uri()]
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        common = [browser, *ARGUMENTS, "--allow-file-access-from-files", profile]
+        command = [*common, *arguments, "--dump-dom", path.as_uri()]
         done = subprocess.run(command, capture_output=True, timeout=60, check=True)
         return done.stdout.decode()
 

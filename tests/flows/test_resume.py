@@ -15,24 +15,37 @@ from flows import curation
 from lineage.records import list_runs
 from lineage.workspace import Workspace
 from stages.errors import DataError
+from stages.prompt_sampling import PromptSamplingConfig, sample
 from tests.flows.test_kill_anywhere import ROOT, committed, start
 
 SMALLER = {"prompts": {"sources": [{"kind": "bundled", "train": 10, "heldout": 4}]}}
 
 
-def test_a_failed_refresh_goes_on_with_its_stored_configuration(
+def as_file(path):
+    """Write bundled prompts as a user's file; return the section that samples from it."""
+    prompts = sample(PromptSamplingConfig.checked(SMALLER["prompts"])).prompts
+    rows = prompts.select("messages", "verifier", "ground_truth").to_dicts()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "file", "name": "mine", "path": str(path), "heldout_share": 0.3}
+    source |= {f"{name}_column": name for name in ("verifier", "ground_truth")}
+    return {"prompts": {"sources": [source]}}
+
+
+def test_a_failed_refresh_goes_on_with_its_stored_configuration_and_prompts(
     run_cli, small_config, tmp_path, monkeypatch
 ):
     workspace, where = Workspace(tmp_path / "w"), ("-w", tmp_path / "w")
+    prompts = tmp_path / "prompts.jsonl"
 
     def fails(*_):
         raise DataError("no room")
 
-    config = small_config(**SMALLER)
+    config = small_config(**as_file(prompts))
     with monkeypatch.context() as patch:
         patch.setattr(curation, "export_pairs", fails)
         assert run_cli("refresh", "-c", config, *where)[0] == 3
     config.unlink()  # what is stored is enough
+    prompts.write_text('{"prompt": "another one by now"}\n')
     (failed,) = list_runs(workspace)
     before = committed(workspace.root)
     code, out, err = run_cli("resume", "--json", *where)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
+from dataclasses import asdict
 
 import pytest
 import yaml
+from click.testing import CliRunner
+from prefect.logging import disable_run_logger
 from pydantic import ValidationError
 
-from flows import service
+from flows import deployments, rounds, service
 from flows.changes import PipelineChanges, as_overrides
+from flows.commands import training
 from flows.configuration import load_config
 from flows.deployments import FLOWS
 from flows.service import POOL, check_deployments, running, start, stop
 from flows.settings import configure_prefect
+from flows.tracked_run import recorded, run_record
 from lineage.workspace import Workspace
 from stages.errors import ConfigError, MissingFileError
 from tests.flows.test_deployment import ROOT
@@ -76,24 +83,49 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path):
     assert not stop(Workspace(tmp_path))
 
 
+def noted(workspace, url):
+    """Record a service whose processes are this one."""
+    service.home(workspace).mkdir()
+    record = service.Service(url, os.getpid(), os.getpid())
+    (service.home(workspace) / "service.json").write_text(json.dumps(asdict(record)))
+
+
+@pytest.fixture
+def lock(tmp_path):
+    """Hold the lock of a server or worker, as a process of its own would."""
+    with contextlib.ExitStack() as held:
+
+        def hold(name):
+            path = service._lock_path(Workspace(tmp_path), name)
+            file = held.enter_context(path.open("wb"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+        yield hold
+
+
 def test_a_record_of_dead_processes_is_no_running_service(tmp_path):
     workspace = Workspace(tmp_path)
-    record = {"url": "http://127.0.0.1:1/api", "server_pid": os.getpid(), "server_started": 0.0}
-    record |= {"worker_pid": os.getpid(), "worker_started": 0.0}  # pids that others got since
-    service.home(workspace).mkdir()
-    (service.home(workspace) / "service.json").write_text(json.dumps(record))
+    noted(workspace, "http://127.0.0.1:1/api")  # with pids that others got since
     assert running(workspace) is None
     assert not stop(workspace)
     assert running(workspace) is None
 
 
-def test_commands_use_the_server_that_is_up(tmp_path, monkeypatch):
+def test_a_process_that_is_on_no_record_is_named(tmp_path, lock):
+    (tmp_path / "prefect-server").mkdir()
+    lock("worker")
+    with pytest.raises(ConfigError, match=r"a worker of this .* `fuser .*/worker\.lock` names"):
+        start(Workspace(tmp_path), ROOT / "prefect.yaml", 1)
+
+
+def test_commands_use_the_server_that_is_up(tmp_path, monkeypatch, lock):
     workspace = Workspace(tmp_path)
-    mine = service._started(os.getpid())
-    record = service.Service("http://127.0.0.1:9/api", os.getpid(), mine, os.getpid(), mine)
-    service.home(workspace).mkdir()
-    (service.home(workspace) / "service.json").write_text(json.dumps(record.__dict__))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    noted(workspace, "http://127.0.0.1:9/api")
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    monkeypatch.delenv("PREFECT_API_URL")
+    lock("server")
+    assert running(workspace) is None, "its worker is gone"
+    lock("worker")
     configure_prefect(workspace)
     assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
 
@@ -105,6 +137,38 @@ def test_changes_are_laid_over_the_file(small_config):
     config = load_config(small_config(training={"beta": 1.0, "batch_size": 4}), overrides)
     assert (config.rounds, config.training.beta, config.training.batch_size) == (3, 0.2, 4)
     assert as_overrides(PipelineChanges()) == as_overrides(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag", "forced"),
+    [
+        ({}, [], False),
+        ({"gate": {"maximum_kl_nats": 3.0}}, [], False),
+        ({"gate": {"force": True}}, ["--force"], True),
+    ],
+)
+def test_a_round_is_not_forced_since_the_run_that_it_takes_up_was(
+    tmp_path, small_config, monkeypatch, changes, flag, forced
+):
+    workspace, asked = Workspace(tmp_path / "w"), []
+    config = load_config(small_config(gate={"force": True}))
+    with recorded(workspace, run_record(workspace, "small-1", "refresh", config), shown=False):
+        pass
+
+    def noting(config_file, overrides):
+        asked.append(load_config(config_file, overrides).gate.force)
+        return ["small-round1"]
+
+    monkeypatch.setattr(rounds, "run_rounds", lambda file, _root, given: noting(file, given))
+    with disable_run_logger():
+        deployments.dpo_round.fn("latest", workspace.root, PipelineChanges(**changes))
+    monkeypatch.setattr(training, "run_rounds", lambda _root, file, given: noting(file, given))
+    monkeypatch.setattr(training, "print_summary", lambda *_: None)
+    file = tmp_path / "other.yaml"
+    file.write_text(yaml.safe_dump({"name": "other", **changes}))
+    command = ["-w", str(workspace.root), "-c", str(file), *flag]
+    CliRunner().invoke(training.train, command, catch_exceptions=False)
+    assert asked == [forced, forced]
 
 
 def test_changes_keep_the_bounds_and_the_descriptions():

@@ -1,6 +1,7 @@
 """Requests to a local stub server: every fault, failover, limits, budget and clean ends."""
 
 import contextlib
+import socket
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,13 @@ from stages.configuration import Config
 from stages.endpoint_answers import refusal
 from stages.endpoint_settings import EndpointConfig
 from stages.endpoints import Budget, EndpointPool, Prices, Reply, RequestFailedError, Usage
-from stages.errors import BudgetError, ConfigError, EndpointError, PrefmillError
+from stages.errors import (
+    BudgetError,
+    ConfigError,
+    EndpointError,
+    PrefmillError,
+    UnreachableError,
+)
 from tests.stub_server import FAULTS, Stub
 
 GONE = "http://127.0.0.1:9/v1"  # the discard port: nobody listens
@@ -374,6 +381,31 @@ def test_the_preflight_names_what_is_served():
 def test_the_preflight_says_that_nobody_is_there():
     with pytest.raises(EndpointError, match=r"no server can be reached \(http://127.0.0.1:9/v1"):
         pool_of(GONE).check("stub-model")
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "kind", "sentence"),
+    [
+        ((), socket.EAI_NONAME, EndpointError, r"no server has such a name \(http://hots/v1: "),
+        ((GONE,), socket.EAI_NONAME, UnreachableError, "no server can be reached"),
+        ((), socket.EAI_AGAIN, UnreachableError, "no server can be reached"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_not_waited_for(monkeypatch, more, error, kind, sentence):
+    known = socket.getaddrinfo
+
+    def looked_up(host, *rest, **settings):
+        if host == "hots":
+            raise socket.gaierror(error, "as a name server says")
+        return known(host, *rest, **settings)
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    with pytest.raises(EndpointError, match=sentence) as caught:
+        pool_of("http://hots/v1", *more).check("stub-model")
+    assert type(caught.value) is kind
+    if kind is EndpointError:  # but where names come with their containers
+        with pytest.raises(UnreachableError):
+            pool_of("http://hots/v1", wait_for_name=True).check("stub-model")
 
 
 @pytest.mark.parametrize(
