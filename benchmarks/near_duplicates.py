@@ -78,10 +78,10 @@ def rensa_hashed(texts: list[str]) -> Rows:
     import polars as pl
     from rensa import RMinHash
 
-    from stages.word_ngrams import blocks, normalized, word_ngrams
+    from stages.word_ngrams import blocks, words_of
 
     def signed(block: pl.Series) -> Rows:
-        ngrams = word_ngrams(normalized(block, marks=True), NGRAM)
+        ngrams = words_of(block, marks=True).ngrams(NGRAM)
         offsets = ngrams.offsets.astype(np.uint64)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             ngrams.hashes, offsets, PERMUTATIONS, 0

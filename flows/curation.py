@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from flows import scorers
 from flows.answering import answer_prompts
 from flows.drift import check_drift
 from flows.earlier_pairs import kept_earlier
+from flows.editing import edited
 from flows.exporting import export_pairs, read_beside
 from flows.generators import ReadyGenerator, ready_generators
 from flows.noise import estimate_noise
 from flows.preflight import require_usable
 from flows.reference_answers import require_references, write_references
+from flows.run_outputs import require_stored
 from flows.sampling import sample_prompts
 from flows.shards import computed_by_shard, groups, prompts_of
 from flows.spending import budget_of
-from flows.stage_runner import RunContext, StageSpec, StageWriter, finished_output, run_stage
+from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
 from stages import (
     filtering,
@@ -30,6 +35,8 @@ from stages.errors import DataError
 from stages.no_pairs import explain_no_pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import polars as pl
 
     from flows.configuration import PipelineConfig
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from flows.scorers import JudgePart
     from flows.shards import Shard
     from lineage.workspace import Dataset
+    from stages.filter_settings import FilteringConfig
     from stages.scoring import Scorer
 
 
@@ -60,7 +68,7 @@ def curate(
 ) -> Curated:
     """Return what sampling, generation, scoring, pairing, filtering and export made.
 
-    With ``stored_only`` nothing is generated or judged.
+    With ``stored_only`` nothing is generated, and nothing judged but what people edited.
 
     Raises:
         DataError: no pair can be made, none is left, or (``stored_only``) candidates are missing.
@@ -68,17 +76,25 @@ def curate(
     prompts = sample_prompts(context, config)
     generators = ready_generators(config, policy)
     if stored_only:
-        _require_stored(context, generation_spec(config, generators, prompts))
-    candidates = generate_candidates(context, config, generators, prompts)
+        require_stored(context, generation_spec(config, generators, prompts))
+    candidates = sampled = generate_candidates(context, config, generators, prompts)
     judgments = {
         scorer.name: judge_candidates(context, config, scorer, policy, prompts, candidates)
         for scorer in config.scoring.judges
     }
-    scores = score_candidates(context, config, candidates, judgments)
+    editing = config.pairing.needs_edits
+    first = "score_before_edits" if editing else "score"
+    scores = score_candidates(context, config, candidates, judgments, first)
+    health = check_scorers(context, config, (prompts, candidates, scores), judgments)
+    edits = None
+    if editing:
+        candidates, judgments, edits = edited(
+            context, config, policy, (prompts, sampled), judgments, stored_only=stored_only
+        )
+        scores = score_candidates(context, config, candidates, judgments)
     scored = (prompts, candidates, scores)
-    health = check_scorers(context, config, scored, judgments)
-    pairs, noise, decisions = choose_pairs(context, config, scored, judgments)
-    check_drift(context, config, (prompts, candidates, scores, pairs, decisions))
+    pairs, noise, decisions = choose_pairs(context, config, scored, judgments, edits)
+    check_drift(context, config, (prompts, sampled, scores, pairs, decisions))
     beside = read_beside(config.export, scores, health, noise.pairs if noise else None)
     exports = export_pairs(context, config, prompts, candidates, pairs, decisions, *beside)
     return Curated(prompts, candidates, scores, pairs, decisions, exports, noise)
@@ -89,14 +105,17 @@ def choose_pairs(
     config: PipelineConfig,
     scored: tuple[Dataset, Dataset, Dataset],
     judgments: dict[str, Dataset],
+    edits: Dataset | None = None,
 ) -> tuple[Dataset, EstimatedNoise | None, Dataset]:
     """Return pairs of what is ``scored`` (prompts, candidates, scores), their noise and rulings.
+
+    ``edits`` tell which of the candidates are edited answers, where there are any.
 
     Raises:
         DataError: no pair can be made, or none is left.
     """
     prompts, candidates, scores = scored
-    pairs = pair_candidates(context, config, candidates, scores, judgments)
+    pairs = pair_candidates(context, config, candidates, scores, judgments, edits)
     noise = estimate_noise(context, config, (candidates, scores), pairs, judgments)
     of_noise = noise.pairs if noise else None
     decisions = filter_pairs(context, config, pairs, candidates, (prompts, scores, of_noise))
@@ -112,16 +131,6 @@ def generation_spec(
     if config.pairing.needs_references:
         settings["references"] = True
     return StageSpec("generate", generation.VERSION, settings, (prompts,), ("candidates",))
-
-
-def _require_stored(context: RunContext, spec: StageSpec) -> None:
-    if finished_output(context.workspace, spec) is None:
-        raise DataError(
-            "no stored candidates for these prompts and generation settings",
-            expected="a finished `generate` stage: curate never generates",
-            where=f"workspace {context.workspace.root}, stage key {spec.key}",
-            remedy="run `prefmill refresh` first, or change only pairing, filters and export",
-        )
 
 
 @stage_task(name="generate")
@@ -199,6 +208,7 @@ def score_candidates(
     config: PipelineConfig,
     candidates: Dataset,
     judgments: dict[str, Dataset],
+    stage: str = "score",
 ) -> Dataset:
     """Aggregate every scorer's judgments, and the juries'."""
     settings = {"juries": [jury.deciding() for jury in config.scoring.juries]}
@@ -210,13 +220,13 @@ def score_candidates(
 
         def score(shard: Shard) -> pl.DataFrame:
             facts = shard.read(["candidate_id", "prompt_id"])
-            verdicts = [writer.read(shard.judgments(of_scorer)) for of_scorer in judgments.values()]
+            verdicts = [writer.read(shard.of_groups(of_scorer)) for of_scorer in judgments.values()]
             return scoring.scores(pl.concat(verdicts), facts, config.scoring)
 
         for shard, rows in computed_by_shard(writer, candidates, score):
             writer.write("scores", rows, shard.index)
 
-    return run_stage(context, "score", spec, make).output("scores")
+    return run_stage(context, stage, spec, make).output("scores")
 
 
 @stage_task(name="health")
@@ -257,11 +267,13 @@ def pair_candidates(
     candidates: Dataset,
     scores: Dataset,
     judgments: dict[str, Dataset],
+    edits: Dataset | None = None,
 ) -> Dataset:
     """Pair the scored candidates of each prompt."""
     asked = config.pairing
     verdicts = judgments[asked.scorer] if asked.needs_judgments else None
-    inputs = (candidates, scores, *([verdicts] if verdicts else []))
+    edits = _require_edited(edits) if asked.needs_edits else None
+    inputs = (candidates, scores, *(beside for beside in (verdicts, edits) if beside))
     spec = StageSpec("pair", pairing.VERSION, asked.deciding(), inputs, ("pairs",))
 
     facts = ["candidate_id", "weights_hash", "completion_tokens"]
@@ -269,8 +281,9 @@ def pair_candidates(
     def make(writer: StageWriter) -> None:
         def propose(shard: Shard) -> pl.DataFrame:
             judged = writer.read(scores.part(shard.index))
-            said = writer.read(shard.judgments(verdicts)) if verdicts else None
-            return pairing.pair(shard.read(facts), judged, asked, said)
+            said = writer.read(shard.of_groups(verdicts)) if verdicts else None
+            links = writer.read(shard.of_groups(edits)) if edits else None
+            return pairing.pair(shard.read(facts), judged, asked, said, links)
 
         for shard, proposed in computed_by_shard(writer, candidates, propose):
             writer.write("pairs", proposed, shard.index)
@@ -283,6 +296,17 @@ def pair_candidates(
     return pairs
 
 
+def _require_edited(edits: Dataset | None) -> Dataset:
+    if edits is None:
+        raise DataError(
+            "no answer of this run was edited",
+            expected="a run with `pairing.strategy: edited_over_chosen_over_rejected`",
+            where="stage pair",
+            remedy="refresh with that strategy and `edits`, or pair by another one",
+        )
+    return edits
+
+
 @stage_task(name="filter")
 def filter_pairs(
     context: RunContext,
@@ -292,7 +316,7 @@ def filter_pairs(
     facts: tuple[Dataset, Dataset, Dataset | None],
 ) -> Dataset:
     """Rule on every pair by every filter; ``facts`` are prompts, scores and label noise."""
-    asked, (prompts, scores, noise) = config.filters, facts
+    asked, (prompts, scores, noise) = config.asked_filters, facts
     noise = noise if asked.needs_noise else None
     earlier = kept_earlier(context, asked)
     inputs = (pairs, candidates, prompts, scores, *([noise] if noise else []), *earlier)
@@ -318,14 +342,27 @@ def filter_pairs(
         seen = [writer.read(dataset) for dataset in earlier]
         ruled = filtering.rule(pl.concat(measured), asked, pl.concat(seen) if seen else None)
         measured.clear()
-        start = 0
-        for index, height in enumerate(heights):
-            of_shard = ruled.slice(start, height)
-            writer.write("decisions", filtering.decisions(of_shard, asked), index)
-            if asked.near_duplicates:
-                writer.write("pair_signatures", filtering.kept_signatures(of_shard), index)
-            start += height
+        _write_rulings(writer, ruled, heights, asked)
 
     decisions = run_stage(context, "filter", spec, make).output("decisions")
     filtering.require_kept(pairs.rows, decisions.scan(context.workspace))
     return decisions
+
+
+def _write_rulings(
+    writer: StageWriter, ruled: pl.DataFrame, heights: list[int], asked: FilteringConfig
+) -> None:
+    """Write what was decided on all shards' pairs, of so many pairs each, a part for each shard."""
+    rows: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
+        "decisions": partial(filtering.decisions, config=asked),
+        "pair_signatures": filtering.kept_signatures,
+    }
+    starts = [0, *accumulate(heights)]
+
+    def write(table_name: str) -> None:
+        for index, (start, height) in enumerate(zip(starts, heights, strict=False)):
+            writer.write(table_name, rows[table_name](ruled.slice(start, height)), index)
+
+    with ThreadPoolExecutor() as pool:
+        # Each table by one thread; `list` raises what one raised.
+        list(pool.map(write, writer.spec.outputs))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 COMPRESSION = "zstd"
 
-ROWS_READ_TOGETHER = 65_536
+ROWS_READ_TOGETHER = 16_384
 """Of a Parquet row group: looking up some rows by a sorted id reads the groups that hold them."""
 
 
@@ -148,6 +148,11 @@ class Dataset:
     parts: tuple[Part, ...]
 
     @property
+    def sources(self) -> tuple[Dataset, ...]:
+        """The stage outputs that its rows are of."""
+        return (self,)
+
+    @property
     def rows(self) -> int:
         """Rows over all parts."""
         return sum(part.rows for part in self.parts)
@@ -166,17 +171,21 @@ class Dataset:
         A group is read when it is collected: one at a time is in memory. Part-files are not cut
         up, as every slice costs a look at the whole file, but those of more than 16 times ``rows``.
         """
-        keys = [_scan(workspace, part).select(key).collect().to_series() for part in self.parts]
+        # Told its columns, a scan need not keep what the file says of them: 0.1 MB a part.
+        schema = table(self.table).empty().schema
+        scans = [_scan(workspace, part, schema) for part in self.parts]
+        keys = [scan.select(pl.col(key).unique()).collect().to_series() for scan in scans]
         groups: list[Group] = []
         gathered: list[Group] = []
         for together in _connected(keys):
-            frame = pl.concat([_scan(workspace, self.parts[index]) for index in together])
-            of_frame = pl.concat([keys[index] for index in together])
-            if len(of_frame) > LARGE_GROUP * rows:
+            frame = pl.concat([scans[index] for index in together])
+            held = sum(self.parts[index].rows for index in together)
+            if held > LARGE_GROUP * rows:
+                of_frame = frame.select(key).collect().to_series()
                 groups += [*_joined(gathered), *_cut(frame, of_frame, rows)]
                 gathered = []
                 continue
-            gathered.append(Group(frame, len(of_frame)))
+            gathered.append(Group(frame, held))
             if sum(group.rows for group in gathered) >= rows:
                 groups += _joined(gathered)
                 gathered = []
@@ -205,8 +214,8 @@ class Dataset:
         return frame
 
 
-def _scan(workspace: Workspace, part: Part) -> pl.LazyFrame:
-    return pl.scan_parquet(workspace.root / part.path, hive_partitioning=False)
+def _scan(workspace: Workspace, part: Part, schema: pl.Schema | None = None) -> pl.LazyFrame:
+    return pl.scan_parquet(workspace.root / part.path, schema=schema, hive_partitioning=False)
 
 
 def _joined(groups: list[Group]) -> list[Group]:
@@ -218,16 +227,18 @@ def _joined(groups: list[Group]) -> list[Group]:
 def _connected(keys: Sequence[pl.Series]) -> list[list[int]]:
     """Return the positions in ``keys``, those that share a value (also by way of others) together.
 
-    Ordered by the first position of each.
+    Ordered by the first position of each. ``keys`` hold every value of theirs once.
     """
     values = [
-        series.unique().to_frame("value").with_columns(position=pl.lit(position))
+        series.to_frame("value").with_columns(position=pl.lit(position))
         for position, series in enumerate(keys)
     ]
     if not values:
         return []
-    holders = pl.concat(values).group_by("value").agg(pl.col("position").sort())
-    shared = holders.filter(pl.col("position").list.len() > 1).select("position").unique()
+    # Mostly none is shared: lists of a million positions are not made for that.
+    several = pl.concat(values).filter(pl.col("value").is_duplicated())
+    holders = several.group_by("value").agg(pl.col("position").sort())
+    shared = holders.select("position").unique()
     first = list(range(len(keys)))
 
     def root(position: int) -> int:

@@ -10,6 +10,7 @@ import pydantic
 from stages.configuration import NOT_EMPTY, Config
 from stages.content_ids import content_hash
 from stages.export_formats import COMPANIONS, FORMATS, TRL_COLUMNS, Companion
+from stages.pair_texts import of_pairs
 from stages.tables import EXPORTS, SPLITS
 from stages.unpaired import UnpairedConfig
 
@@ -83,11 +84,10 @@ def preference_rows(
         how="inner",
         validate="m:1",
     )
+    texts = of_pairs(candidates.select("candidate_id", content="completion"), rows)
     for role in ("chosen", "rejected"):
-        texts = candidates.select(
-            pl.col("candidate_id").alias(f"{role}_candidate_id"), content="completion"
-        )
-        rows = rows.join(texts, on=f"{role}_candidate_id", how="inner", validate="m:1")
+        of_role = texts.rename({"candidate_id": f"{role}_candidate_id"})
+        rows = rows.join(of_role, on=f"{role}_candidate_id", how="inner", validate="m:1")
         turn = pl.struct(role=pl.lit("assistant"), content=pl.col("content"))
         rows = rows.with_columns(pl.concat_list(turn).alias(role)).drop("content")
     ids = ("prompt_id", "scorer", "chosen_candidate_id", "rejected_candidate_id")

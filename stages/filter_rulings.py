@@ -70,6 +70,13 @@ def _flags(config: FilteringConfig) -> list[Ruling]:
 
 def _of_numbers(config: FilteringConfig) -> list[Ruling]:
     asked: list[_Limited] = [
+        (
+            _below,
+            0.0 if config.edit_scored_worse else None,
+            "edit_scored_worse",
+            "edit_scored_worse",
+            _column("margin"),
+        ),
         (_below, config.minimum_margin, "margin", "margin_below_minimum", _column("margin")),
         (
             _below,
@@ -182,10 +189,9 @@ def _of_duplicates(config: FilteringConfig, earlier: pl.DataFrame | None) -> lis
         return []
 
     def measure(facts: pl.DataFrame) -> pl.Series:
-        standing = facts.filter("standing").select("pair_id", "margin", "signature")
         of_rows = pl.col("signature").list.to_array(asked.permutations)
-        before = standing.clear() if earlier is None else earlier.with_columns(of_rows)
-        dropped = duplicate_pairs(standing, before, asked)["pair_id"]
+        before = facts.clear() if earlier is None else earlier.with_columns(of_rows)
+        dropped = duplicate_pairs(facts, before, asked)["pair_id"]
         is_dropped = pl.col("pair_id").is_in(dropped.implode())
         return facts.select(pl.when("standing").then(is_dropped)).to_series()
 

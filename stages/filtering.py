@@ -11,6 +11,7 @@ from stages import score_limits
 from stages.errors import DataError
 from stages.filter_rulings import LENGTH_WEIGHT, ROUNDING, rulings
 from stages.near_duplicates import signatures
+from stages.pair_texts import of_pairs
 from stages.prompt_records import prompt_texts
 from stages.tables import DECISIONS, PAIRS
 
@@ -54,8 +55,10 @@ def measure(
     prompts: pl.DataFrame | None = None,
     scores: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """Return one row of numbers per pair: its `pairs` columns, and what filters measure on texts.
+    """Return a row of numbers per pair: those of `pairs`, and what filters measure on texts.
 
+    Its id is there, and of the other ids those that `rule` asks for: ten million pairs are ruled on
+    at once.
     Pairs can be measured in any number of calls, all pairs of a prompt in one; nothing here
     depends on other prompts. ``prompts`` and ``scores`` are asked for by ``config.prompt_columns``
     and ``config.needs_scores``, the column `probability_wrong` of ``pairs`` by ``needs_noise``.
@@ -73,7 +76,8 @@ def measure(
     if config.score_limits:
         facts = score_limits.with_scores(facts, scores, config.score_limits)
     measured = [_measured(facts, ruling) for ruling in rulings(config) if ruling.of_texts]
-    return facts.drop(TEXT_COLUMNS, cs.starts_with("score:")).with_columns(measured)
+    facts = facts.drop(TEXT_COLUMNS, cs.starts_with("score:"), _unread_ids(config))
+    return facts.with_columns(measured)
 
 
 def rule(
@@ -155,11 +159,21 @@ def require_kept(pairs: int, decisions: pl.LazyFrame) -> None:
     )
 
 
+def _unread_ids(config: FilteringConfig) -> set[str]:
+    """Return the columns of text in `pairs` that no filter on all pairs reads."""
+    ids = {"prompt_id", "strategy", "scorer", "chosen_candidate_id", "rejected_candidate_id"}
+    if config.minimum_normalised_margin is not None:
+        ids -= {"scorer", "chosen_candidate_id", "rejected_candidate_id"}
+    if config.maximum_pairs_per_prompt is not None:
+        ids -= {"prompt_id"}
+    return ids
+
+
 def _with_texts(pairs: pl.DataFrame, candidates: pl.DataFrame) -> pl.DataFrame:
     """Return the pairs with both completions and finish reasons, joined by id."""
-    facts = pairs
+    facts, named = pairs, of_pairs(candidates, pairs)
     for role in ("chosen", "rejected"):
-        of_role = candidates.select(
+        of_role = named.select(
             pl.col("candidate_id").alias(f"{role}_candidate_id"),
             pl.col("completion").alias(f"{role}_text"),
             pl.col("finish_reason").alias(f"{role}_finish"),

@@ -25,7 +25,7 @@ import polars as pl
 import pydantic
 
 from stages.configuration import Config
-from stages.word_ngrams import blocks, mixed, normalized, word_ngrams
+from stages.word_ngrams import blocks, mixed, words_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class NearDuplicateConfig(Config):
 
 def signatures(texts: pl.Series, config: NearDuplicateConfig) -> pl.Series:
     """Return each text's MinHash signature: Array(UInt8, permutations)."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         found = list(pool.map(partial(_signed, config=config), blocks(texts)))
     empty = np.empty((0, config.permutations), np.uint8)
     rows = np.concatenate([empty, *found])
@@ -68,12 +68,15 @@ def _signed(texts: pl.Series, config: NearDuplicateConfig) -> NDArray[np.uint8]:
 
     Permutation k is h -> a_k h + b_k modulo 2^32 with odd a_k, a bijection.
     """
-    ngrams = word_ngrams(normalized(texts, marks=True), config.ngram_words)
+    ngrams = words_of(texts, marks=True).ngrams(config.ngram_words)
     hashes = (ngrams.hashes >> np.uint64(32)).astype(np.uint32)
     factors, terms = np.split(_random(2 * config.permutations, config.seed), 2)
     minima = np.empty((config.permutations, len(texts)), np.uint32)
+    permuted = np.empty_like(hashes)
     for row, factor, term in zip(minima, factors | np.uint32(1), terms, strict=True):
-        np.minimum.reduceat(hashes * factor + term, ngrams.offsets[:-1], out=row)
+        np.multiply(hashes, factor, out=permuted)
+        np.add(permuted, term, out=permuted)
+        np.minimum.reduceat(permuted, ngrams.offsets[:-1], out=row)
     # The low byte of a h + b knows only the low byte of h: one of the whole word is kept instead.
     kept = (minima * np.uint32(0x9E3779B1)) >> np.uint32(24)
     return kept.astype(np.uint8).T
@@ -92,19 +95,20 @@ def representatives(
 
     Texts are in one cluster when a chain of near-duplicates joins them (connected components).
     ``order`` is the row numbers sorted by facts of the texts, ids at last: where a text stands then
-    has no say. Linear in texts and bands: of a band's equal texts each is compared with the one
-    before it and with the first.
+    has no say. A row that it leaves out is like no other. Linear in texts and bands: of a band's
+    equal texts each is compared with the one before it and with the first.
     """
     by_order = order.to_numpy()
-    ranked = signatures.to_numpy().reshape(-1, config.permutations)[by_order]
-    cluster = np.arange(len(ranked))
-    for band in ranked.view(f"u{config.rows_per_band}").T:
-        near, other = _neighbours(band)
+    rows = signatures.to_numpy().reshape(-1, config.permutations)
+    cluster = np.arange(len(by_order))
+    # Column by column: signatures are the largest thing in memory, and a sorted copy another.
+    for band in rows.view(f"u{config.rows_per_band}").T:
+        near, other = _neighbours(band[by_order])
         apart = cluster[near] != cluster[other]
         near, other = near[apart], other[apart]
-        alike = _estimated(ranked, near, other) >= config.similarity
+        alike = _estimated(rows, by_order[near], by_order[other]) >= config.similarity
         cluster = _joined(cluster, near[alike], other[alike])
-    found = np.empty(len(ranked), np.uint32)
+    found = np.arange(len(rows), dtype=np.uint32)
     found[by_order] = by_order[cluster]
     return pl.Series("representative", found)
 
@@ -163,11 +167,16 @@ def duplicate_pairs(
     Of each cluster the pair of an ``earlier`` run is kept, else the one with the widest margin, of
     equal ones the smallest id. ``pairs`` has pair_id, margin and signature (of prompt, chosen and
     rejected together), ``earlier`` pair_id and signature; a pair that is in both is no duplicate.
+    Pairs that an earlier filter drops (``standing``, if there) are not looked at.
     """
-    facts = ["pair_id", "margin", "signature"]
-    before = earlier.with_columns(margin=pl.lit(float("inf"))).select(facts)
+    facts = ["pair_id", "margin", "signature", "standing"]
+    if "standing" not in pairs.columns:
+        pairs = pairs.with_columns(standing=pl.lit(value=True))
+    infinite = {"margin": pl.lit(float("inf")), "standing": pl.lit(value=True)}
+    before = earlier.with_columns(**infinite).select(facts)
     both = pl.concat([before, pairs.select(facts)])
-    order = both.select(pl.arg_sort_by("margin", "pair_id", descending=[True, False])).to_series()
+    looked_at = both.select("pair_id", "margin", "standing").with_row_index().filter("standing")
+    order = looked_at.sort("margin", "pair_id", descending=[True, False])["index"]
     kept = representatives(both["signature"], order, config)
     ruled = both.select("pair_id", duplicate_of=both["pair_id"].gather(kept))
     return ruled[before.height :].filter(pl.col("pair_id") != pl.col("duplicate_of"))

@@ -55,7 +55,7 @@ def place(*group: str) -> Callable[[pl.DataFrame], pl.Series]:
     """
 
     def measure(facts: pl.DataFrame) -> pl.Series:
-        numbered = facts.with_row_index("row")
+        numbered = facts.select("margin", "pair_id", "standing", *group).with_row_index("row")
         best_first = numbered.sort("margin", "pair_id", descending=[True, False])
         standing = pl.col("standing").cast(pl.Int64)
         ahead = (standing.cum_sum() - standing).over(group)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import polars as pl
 import pyarrow as pa
 
-from stages.tables import GOLD_SPLIT
+from stages.tables import EDITED_STRATEGY, GOLD_SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +169,11 @@ def _margin_matches() -> pl.Expr:
     return error <= TINY * (1 + chosen.abs() + rejected.abs())
 
 
+def _chosen_scores_higher() -> pl.Expr:
+    """Whether the chosen has the higher score, or a strategy chose that goes by more than it."""
+    return (pl.col("margin") >= 0) | (pl.col("strategy") == EDITED_STRATEGY)
+
+
 ROW_FACTS: dict[str, tuple[Expectation, ...]] = {
     "prompts": (
         _true("messages[-1].role", pl.col("messages").list.last().struct.field("role") == "user"),
@@ -203,7 +208,7 @@ ROW_FACTS: dict[str, tuple[Expectation, ...]] = {
     ),
     "pairs": (
         _differ("chosen_candidate_id", "rejected_candidate_id"),
-        _at_least("chosen_score", "rejected_score"),
+        _true("margin >= 0 where no editor chose", _chosen_scores_higher()),
         _true("margin = chosen_score - rejected_score", _margin_matches()),
     ),
     "decisions": (

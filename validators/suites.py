@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from validators.measuring import MAX_EXAMPLES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from validators.expectations import Expectation, Severity
     from validators.measuring import Measured
@@ -30,12 +31,29 @@ SUMMARY = {
     "unexpected_index_column_names": [ROW_ID],
 }
 BASIC = {"result_format": "BASIC"}
-"""Twice as fast, and all there is to say where nothing is broken."""
+"""All there is to say where nothing is broken."""
+VERDICT = {"result_format": "BOOLEAN_ONLY"}
+"""Half the time of the others."""
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    """What was measured, as Great Expectations looks it up: by a metric's id, its name first."""
+
+    measured: Measured
+
+    def __contains__(self, _: object) -> bool:
+        """Return whether there is such a metric; one that nobody measured raises when asked for."""
+        return True
+
+    def __getitem__(self, metric: tuple[str, ...]) -> Any:
+        """Return a metric's value."""
+        return _metric(metric[0], self.measured)
 
 
 def verdicts(measured: Sequence[Measured]) -> list[bool]:
     """Return whether each expectation holds."""
-    return [bool(_judged(m).success) for m in measured]
+    return [bool(_judged(m, VERDICT).success) for m in measured]
 
 
 @cache
@@ -52,7 +70,7 @@ def suite_result(name: str, measured: Sequence[Measured]) -> Any:
     )
     from great_expectations.validator.validator import calc_validation_statistics
 
-    results = [_judged(m) for m in measured]
+    results = [_judged(m, SUMMARY if m.unexpected else BASIC) for m in measured]
     statistics = calc_validation_statistics(results)._asdict()
     return ExpectationSuiteValidationResult(
         suite_name=name,
@@ -63,24 +81,11 @@ def suite_result(name: str, measured: Sequence[Measured]) -> Any:
     )
 
 
-def _judged(measured: Measured) -> Any:
+def _judged(measured: Measured, options: Mapping[str, object]) -> Any:
     """Return Great Expectations' result for one expectation."""
-    broken = measured.unexpected > 0
-    metrics = {
-        place: _metric(name, measured) for name, place in _needed(measured.expectation, broken)
-    }
-    options = {"result_format": SUMMARY if broken else BASIC}
     return _expectation(measured.expectation).metrics_validate(
-        metrics, runtime_configuration=options
+        _Metrics(measured), runtime_configuration={"result_format": options}
     )
-
-
-@cache
-def _needed(expectation: Expectation, broken: bool) -> list[tuple[str, Any]]:
-    """Return the names and ids of the metrics that Great Expectations asks for."""
-    options = {"result_format": SUMMARY if broken else BASIC}
-    needed = _expectation(expectation).get_validation_dependencies(runtime_configuration=options)
-    return [(name, metric.id) for name, metric in needed.metric_configurations.items()]
 
 
 def _metric(name: str, measured: Measured) -> Any:

@@ -87,14 +87,19 @@ def _dangling(
     frame, known = scan(parts), pl.LazyFrame({"id": []}, {"id": pl.String})
     if held:
         known = scan(held).select(id=target.partition(".")[2])
-    rows = _rows(frame)
     missing: dict[str, list[pl.Series]] = {column: [] for column in columns}
-    for share in _shares(max(rows, _rows(known))):
-        there = _hashes(known, pl.col("id").hash(), share).to_frame()
-        for column, unknown in missing.items():
-            ids = frame.select(column).drop_nulls()
-            here = _hashes(ids, pl.col(column).hash(), share).to_frame()
-            unknown.append(here.join(there, on=HASH, how="anti").to_series())
+    for share in _shares(_rows(frame)):
+        here = {
+            column: _hashes(frame.select(column).drop_nulls(), pl.col(column).hash(), share)
+            for column in columns
+        }
+        # The other table may be ten times as long: only what is asked for is kept of it.
+        asked = pl.concat(here.values()).to_frame().lazy()
+        hashes = known.select(pl.col("id").hash().alias(HASH))
+        there = hashes.join(asked, on=HASH, how="semi").collect(engine="streaming")
+        for column, ids in here.items():
+            unknown = ids.to_frame().join(there, on=HASH, how="anti")
+            missing[column].append(unknown.to_series())
     return [
         _pointing_nowhere(schema, frame, reference(column, target), pl.concat(unknown))
         for column, unknown in missing.items()

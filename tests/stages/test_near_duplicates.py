@@ -1,5 +1,7 @@
 """Near-duplicate texts: what is alike, who represents a cluster, and what short texts do."""
 
+import itertools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -12,7 +14,7 @@ from stages.near_duplicates import (
     representatives,
     signatures,
 )
-from stages.word_ngrams import blocks, normalized, word_ngrams
+from stages.word_ngrams import blocks, mixed, normalized, words_of
 
 CONFIG = NearDuplicateConfig()
 
@@ -41,13 +43,40 @@ def test_words_are_lowered_composed_and_apart_from_marks():
     assert normalized(texts, marks=False).to_list() == without
 
 
+HOSTILE = st.text(
+    st.sampled_from("aB1_ \t\n\x00\x1c\x1f\x85.-\u00e9\u0301\u00a0\u2028你ﬁİ…"), max_size=12
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(HOSTILE, min_size=1, max_size=4), st.booleans())
+def test_words_of_a_text_are_those_of_its_normalised_form(texts, marks):
+    """ASCII is read byte by byte; the regular expressions that all else goes through are slow."""
+    texts = pl.Series(texts, dtype=pl.String)
+    found = words_of(texts, marks=marks)
+    words = [found.text[s:e].decode() for s, e in zip(found.starts, found.ends, strict=True)]
+    of_texts = [words[f:e] for f, e in itertools.pairwise(found.first)]
+    assert of_texts == [line.split(" ") for line in normalized(texts, marks=marks)]
+
+
 def test_ngrams_of_each_text_are_its_own_and_a_short_text_is_one():
-    ngrams = word_ngrams(pl.Series(["a b c d", "", "c d", "b c d é"]), 3)
+    ngrams = words_of(pl.Series(["a b c d", "", "c d", "b c d é"]), marks=True).ngrams(3)
     spelled = [ngrams.spelled(i) for i in range(len(ngrams.hashes))]
     assert spelled == ["a b c", "b c d", "", "c d", "b c d", "c d é"]
     assert ngrams.offsets.tolist() == [0, 2, 3, 4, 6]
     assert ngrams.hashes[1] == ngrams.hashes[4]
     assert len(set(ngrams.hashes.tolist())) == 5
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_hash_is_the_polynomial_of_the_words_a_space_apart(size):
+    """Written out: what Horner's rule over whole words must come to."""
+    ngrams = words_of(pl.Series(["To  be,\nor not", "é", ""]), marks=True).ngrams(size)
+    base, modulus = 0x9E3779B97F4A7C15, 2**64
+    for place, found in enumerate(ngrams.hashes.tolist()):
+        letters = ngrams.spelled(place).encode()
+        total = sum((byte + 1) * pow(base, power, modulus) for power, byte in enumerate(letters))
+        assert found == int(mixed(np.array([total % modulus], np.uint64))[0])
 
 
 def test_signatures_never_change_and_blocks_do_not_show(monkeypatch):
@@ -139,5 +168,8 @@ def test_pairs_lose_to_earlier_runs_then_to_wider_margins_then_to_smaller_ids():
         ("p4", "p2"),
     ]
     assert duplicate_pairs(pairs[:0], earlier, CONFIG).height == 0
+    # p2 is dropped already: it neither stands for others nor is one of them.
+    standing = pairs.with_columns(standing=pl.col("pair_id") != "p2")
+    assert sorted(duplicate_pairs(standing, earlier, CONFIG).rows()) == [("p1", "z"), ("p4", "p3")]
     same = earlier.with_columns(pair_id=pl.lit("p1"))
     assert sorted(duplicate_pairs(pairs, same, CONFIG)["pair_id"]) == ["p3", "p4"]

@@ -10,6 +10,7 @@ from stages.errors import DataError, ValidationError
 from stages.tables import (
     CANDIDATES,
     DECISIONS,
+    EDITED_STRATEGY,
     EVALUATIONS,
     JUDGMENTS,
     PAIRS,
@@ -29,6 +30,7 @@ from validators.expectations import row_expectations
 
 HOSTILE = '"; DROP TABLE pairs; --<script>alert(1)</script>{{7*7}}\x00\u202e'
 BROKEN_ROW = 17
+HIGHER = "margin >= 0 where no editor chose"
 
 
 def break_row(frame, values, row=BROKEN_ROW):
@@ -136,7 +138,7 @@ def test_a_good_table_passes(schema, rows, tmp_path):
             "chosen_candidate_id, rejected_candidate_id",
             "must",
         ),
-        (PAIRS, {"chosen_score": 0.25}, "chosen_score, rejected_score", "must"),
+        (PAIRS, {"margin": -0.25}, HIGHER, "must"),
         (PAIRS, {"margin": 1.25}, "margin = chosen_score - rejected_score", "must"),
         (DECISIONS, {"kept": False, "reason": None}, "reason where dropped", "must"),
         (JUDGMENTS, {"order": "first"}, "order where pairwise", "must"),
@@ -241,13 +243,18 @@ def test_completions_cut_at_the_limit_warn_above_a_fifth():
         assert {name for name, _ in broken(validate_part(CANDIDATES, frame))} == expected
 
 
+def test_an_editor_may_choose_against_the_scores():
+    edited = {"strategy": EDITED_STRATEGY, "chosen_score": 0.25, "margin": -0.25}
+    assert not broken(validate_part(PAIRS, break_row(good_rows(PAIRS), edited)))
+
+
 def test_parts_add_up_to_what_the_whole_gives():
     frame = good_rows(PAIRS, 57).with_columns(
         margin=pl.when(pl.int_range(pl.len()) % 4 == 0).then(-1.0).otherwise(1.5)
     )
     parts = [measure_rows(PAIRS, part) for part in (frame[:0], frame[:20], frame[20:])]
     assert judge(PAIRS, added(parts)).equals(validate_part(PAIRS, frame))
-    found = broken(judge(PAIRS, added(parts)))["expect_column_values_to_be_between", "margin"]
+    found = broken(judge(PAIRS, added(parts)))["expect_column_values_to_be_in_set", HIGHER]
     assert found == ("must", 15, [f"pair_id-{i}" for i in range(0, 40, 4)])
 
 
@@ -347,7 +354,7 @@ def test_the_error_names_each_broken_must_and_its_rows():
         require_valid([validate_part(PAIRS, frame)], where="the pairing stage")
     text = str(error.value)
     assert "pairs: 1 of 30 rows break expect_column_values_to_not_be_null on 'scorer'" in text
-    assert "pairs: 1 of 30 rows break expect_column_values_to_be_between on 'margin'" in text
+    assert f"pairs: 1 of 30 rows break expect_column_values_to_be_in_set on {HIGHER!r}" in text
     assert "(rows pair_id-17)" in text
     assert "Where: the pairing stage" in text
 
