@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from flows.capability_texts import read_texts
-from flows.vllm_server import stop_all
+from flows.vllm_server import make_room
 from stages import scoring
 from stages.errors import DataError, ModelError
 from stages.instruction_checks import Instructions
@@ -107,7 +107,7 @@ def text_items(path: Path, policy: Policy) -> pl.DataFrame:
     """
     from stages.log_probability import LogProbability
 
-    stop_all()  # a server holds the memory that the model needs
+    make_room()  # a server holds the memory that the model needs
     outcomes = LogProbability(policy.folder).score(read_texts(path))
     rows = [
         (str(number), "nats_per_token", -outcome.score)
@@ -153,7 +153,7 @@ def lm_eval_items(settings: LmEvalConfig, policy: Policy) -> pl.DataFrame:
     from stages.model_loading import load_model
     from trainer.isolation import isolated_torch
 
-    stop_all()
+    make_room()
     loaded = load_model(policy.folder, "AutoModelForCausalLM")
     model = HFLM(loaded.model, tokenizer=loaded.tokenizer, batch_size=settings.batch_size)
     tasks = TaskManager(include_path=settings.include_path)

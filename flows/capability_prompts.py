@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +32,15 @@ RATERS = JudgeScorer | scoring.RewardModelScorer | TextClassifierScorer
 """Scorers that need nothing but a conversation."""
 
 _TURNS = pydantic.TypeAdapter(list[str])
+_REFERENCES = pydantic.TypeAdapter(list[str | None])
+
+
+class SecondTurn(NamedTuple):
+    """What is said after a policy's answer."""
+
+    said: str
+    reference: str | None = None
+    """What a judge of the answer to it is shown."""
 
 
 class Asked(NamedTuple):
@@ -39,7 +49,7 @@ class Asked(NamedTuple):
     capability: str
     prompts: pl.DataFrame
     """Rows of `prompts`."""
-    second_turns: dict[str, str]
+    second_turns: dict[str, SecondTurn]
     """By prompt id: what is said after the answer to it."""
     scorer: Scorer | None = None
     """None: rules."""
@@ -92,18 +102,19 @@ def _judged(judged: JudgedPromptsConfig, config: PipelineConfig) -> Asked:
             where=where,
         )
     path = require_file(judged.path, "prompts", f"correct `path` of {where}")
-    found: dict[str, tuple[PromptRecord, str | None]] = {}
+    found: dict[str, tuple[PromptRecord, SecondTurn | None]] = {}
     for row in read_rows(path):
         first, *second = _turns(row, path)
         category = row.values.get("category")
         stratum = category if isinstance(category, str) and category != "all" else "other"
-        record = PromptRecord(first, judged.name, stratum, "heldout")
-        found[first] = record, second[0] if second else None
+        reference, *of_both = _references(row, path, 1 + len(second))
+        record = PromptRecord(first, judged.name, stratum, "heldout", reference=reference)
+        found[first] = record, SecondTurn(second[0], of_both[0]) if second else None
     if not found:
         raise DataError("no prompts", expected="a row or more", where=str(path))
     prompts = prompt_frame(record for record, _ in found.values())
-    said = zip(prompts["prompt_id"], (second for _, second in found.values()), strict=True)
-    return Asked(judged.name, prompts, {i: text for i, text in said if text is not None}, scorer)
+    later = zip(prompts["prompt_id"], (second for _, second in found.values()), strict=True)
+    return Asked(judged.name, prompts, {i: turn for i, turn in later if turn is not None}, scorer)
 
 
 def _turns(row: Row, path: Path) -> tuple[str, ...]:
@@ -127,6 +138,24 @@ def _turns(row: Row, path: Path) -> tuple[str, ...]:
     )
 
 
+def _references(row: Row, path: Path, turns: int) -> list[str | None]:
+    """Return what a judge of each of a row's ``turns`` is shown: known good answers up to there."""
+    value = row.values.get("reference")
+    known: list[str | None] | None = None
+    with contextlib.suppress(pydantic.ValidationError):
+        known = _REFERENCES.validate_python([value] if isinstance(value, str) else value or [])
+    if known is None or len(known) > turns:
+        raise DataError(
+            "a row whose `reference` is no answer to each of its turns",
+            expected=f"a text, or a list of at most {turns}: one for each turn",
+            where=f"{path}, row {row.number}",
+        )
+    first, second = (text if text and text.strip() else None for text in (*known, None, None)[:2])
+    named = (("To the first user turn", first), ("To the last user turn", second))
+    both = "\n\n".join(f"{name}:\n{text}" for name, text in named if text)
+    return [first, both or None][:turns]
+
+
 def after_answers(asked: Asked, candidates: pl.DataFrame) -> pl.DataFrame:
     """Return the prompts of the second turns: first turn, the policy's answer, what follows.
 
@@ -137,8 +166,11 @@ def after_answers(asked: Asked, candidates: pl.DataFrame) -> pl.DataFrame:
         candidates.select("prompt_id", "completion").drop_nulls(), on="prompt_id"
     )
     for prompt_id, messages, stratum, answer in facts.sort("prompt_id").iter_rows():
-        if (said := asked.second_turns.get(prompt_id)) is not None:
-            later = [{"role": "assistant", "content": answer}, {"role": "user", "content": said}]
-            conversation = conversation_json([*messages, *later])
-            records.append(PromptRecord(conversation, asked.capability, stratum, "heldout"))
+        if (turn := asked.second_turns.get(prompt_id)) is not None:
+            said = {"role": "user", "content": turn.said}
+            conversation = conversation_json(
+                [*messages, {"role": "assistant", "content": answer}, said]
+            )
+            place = (asked.capability, stratum, "heldout")
+            records.append(PromptRecord(conversation, *place, reference=turn.reference))
     return prompt_frame(records)

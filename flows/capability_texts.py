@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pydantic
 
-from flows.vllm_server import stop_all
+from flows.vllm_server import make_room
 from stages.errors import DataError
 from stages.prompt_sources import Message
 from stages.row_files import read_rows
@@ -62,7 +62,7 @@ def text_evaluations(settings: EvaluationConfig, former: Policy, trained: Policy
 
     if settings.texts is None:
         return as_evaluations([])
-    stop_all()  # a server holds the memory that the models need
+    make_room()  # a server holds the memory that the models need
     texts = read_texts(settings.texts)
     before, after = (
         [outcome.score for outcome in LogProbability(policy.folder).score(texts)]

@@ -113,7 +113,7 @@ def _runs(workspace: Workspace) -> Iterator[Finding]:
     now = dt.datetime.now(dt.UTC)
     for run in list_runs(workspace):
         if run.status == DEAD:
-            detail = f"its process died; `prefmill resume {run.run_id}` goes on with it"
+            detail = f"its process died; `{run.continued_by}` goes on with it"
             yield Finding(f"run {run.run_id}", "warning", detail)
         if dt.datetime.fromisoformat(run.started_at) > now + CLOCK_TOLERANCE:
             detail = f"started at {run.started_at}, which is to come: a clock was wrong; until "

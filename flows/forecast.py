@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flows.editing import ready_editor
 from flows.generators import ReadyGenerator, policy_generator, ready_generators
 from flows.preflight import require_usable
 from flows.prompt_choice import seen_prompts
 from stages import generation, prompt_sampling
 from stages.content_ids import content_hash
+from stages.edit_prompts import edit_messages, load_instruction
+from stages.edits import ModelEditor
 from stages.endpoints import Budget, Usage
 from stages.generation_settings import OpenAIGenerator, TransformersGenerator
 from stages.gold import ANSWERS as GOLD_ANSWERS
@@ -93,8 +96,12 @@ def forecast(
             evaluations.append(line._replace(who=f"{line.who}, evaluation"))
         answer = max(answer, rates.answer, key=len)
     samplings = [generator.sampling for generator in generators]
-    judged = [_Ask(counts[s], sum(g.samples_for(s) for g in samplings)) for s in SPLITS]
+    edits = int(config.edits is not None)
+    judged = [_Ask(counts[s], sum(g.samples_for(s) for g in samplings) + edits) for s in SPLITS]
     judged.append(_Ask(counts[GOLD_SPLIT], len(GOLD_ANSWERS)))
+    if isinstance(config.edits, ModelEditor):
+        edited = sum(counts[split] for split in SPLITS)
+        lines.append(_of_editor(config, config.edits, policy, prompts, answer, edited))
     lines += [_of_judge(j, config, prompts, answer, judged) for j in _judges(config.scoring)]
     for judge in _judges(config.scoring.needed_for(config.evaluating_scorer)) if rounds else []:
         line = _of_judge(judge, config, prompts, answer, compared)
@@ -226,16 +233,50 @@ def _of_judge(
     """Return a judge's line: questions counted, their tokens by the length of a rendered one."""
     rubric = load_rubric(scorer.rubric)
     questions = sum(a.prompts * questions_per_prompt(a.samples, scorer, rubric) for a in asks)
-    answer = answer or "x" * config.generation.max_completion_tokens * CHARACTERS_PER_TOKEN
+    answer = answer or _longest(config)
     responses = [answer] * (1 if rubric.mode == "pointwise" else 2)
-    conversations = prompts["messages"].to_list()
-    typical = sorted(conversations, key=_guessed_tokens)[len(conversations) // 2]
-    of_one = _guessed_tokens(render(rubric, typical, responses, system_role=scorer.system_role))
+    typical, reference = _typical(prompts)
+    shown = render(rubric, typical, responses, reference=reference, system_role=scorer.system_role)
+    of_one = _guessed_tokens(shown)
     read, written = questions * of_one, questions * scorer.max_completion_tokens
     cost = scorer.prices.cost(Usage(read, written)) if scorer.prices else None
     basis = f"at most; {CHARACTERS_PER_TOKEN} characters a token"
     asked = sum(ask.prompts for ask in asks)
     return Line(scorer.name, asked, questions, read, written, cost, None, basis)
+
+
+def _of_editor(
+    config: PipelineConfig,
+    editor: ModelEditor,
+    policy: Policy,
+    prompts: pl.DataFrame,
+    answer: str,
+    edited: int,
+) -> Line:
+    """Return the editor's line: at most one request a prompt, by the length of a rendered one."""
+    ready = ready_editor(config, policy)
+    told = load_instruction(editor.instruction)
+    shown = edit_messages(told, _typical(prompts)[0], answer or _longest(config))
+    read = edited * _guessed_tokens(shown)
+    written = edited * ready.sampling.max_completion_tokens
+    prices = getattr(editor.generator, "prices", None)
+    cost = prices.cost(Usage(read, written)) if prices else None
+    basis = f"at most; {CHARACTERS_PER_TOKEN} characters a token"
+    return Line(f"edit:{ready.name}", edited, edited, read, written, cost, None, basis)
+
+
+def _longest(config: PipelineConfig) -> str:
+    """Return an answer as long as one can be."""
+    return "x" * config.generation.max_completion_tokens * CHARACTERS_PER_TOKEN
+
+
+def _typical(prompts: pl.DataFrame) -> tuple[list[dict[str, Any]], str | None]:
+    """Return messages and reference of a prompt of median length."""
+    known = sorted(
+        prompts.select("messages", "reference").iter_rows(), key=lambda row: _guessed_tokens(row[0])
+    )
+    messages, reference = known[len(known) // 2]
+    return messages, reference
 
 
 def _guessed_tokens(messages: list[dict[str, Any]]) -> int:

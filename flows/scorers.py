@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flows.generators import check_server, managed_endpoint, require_same_template
 from flows.models import find_policy
 from flows.progress import say
-from flows.vllm_server import stop_all
+from flows.vllm_server import make_room
 from stages import scoring
 from stages.content_ids import content_hash
 from stages.endpoints import EndpointPool
@@ -198,7 +198,7 @@ def _voters(scorer: scoring.VotesScorer, writer: StageWriter, candidates: Datase
 
 def _classifier(scorer: TextClassifierScorer) -> TextClassifier:
     """Return the classifier, loaded."""
-    stop_all()
+    make_room()
     model = find_policy(scorer.model)
     return TextClassifier(
         model.folder,
@@ -215,7 +215,7 @@ def _log_probabilities(scorer: LogProbabilityScorer, policy: Policy) -> JudgePar
 
     @functools.cache
     def source() -> LogProbability:
-        stop_all()
+        make_room()
         loaded = LogProbability(model.folder, scorer.batch_tokens, model.name)
         if not scorer.allow_other_template:
             where = f"scorer {scorer.name!r}"
@@ -244,7 +244,7 @@ def _reward_source(
         if isinstance(scorer, scoring.ImplicitRewardScorer):
             from stages.implicit_reward import ImplicitReward
 
-            stop_all()
+            make_room()
             reference = find_policy(scorer.reference).folder
             source: Any = ImplicitReward(
                 model.folder, reference, scorer.beta, scorer.batch_tokens, model.name
@@ -252,7 +252,7 @@ def _reward_source(
         elif scorer.engine == "transformers":
             from stages.reward_model import RewardModel
 
-            stop_all()
+            make_room()
             source = RewardModel(
                 model.folder,
                 model.name,

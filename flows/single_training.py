@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from flows.configuration import read_yaml
+from flows.file_training import FileTraining, train_recorded
 from flows.models import find_policy
-from flows.progress import note, say, stage_progress
+from flows.progress import note, say
 from flows.run_outputs import read_output
 from flows.train_file import answer_texts, preference_rows, prompt_messages, read_rows
 from stages.configuration import Config
@@ -70,8 +71,9 @@ def train_sft(
     """
     from trainer.sft import SFTObjective
 
-    rows = sft_rows(path, config.sft.turns)
-    return _train(SFTObjective(config.sft), rows, config.policy, workspace, output)
+    rows, base = sft_rows(path, config.sft.turns), find_policy(config.policy)
+    asked = FileTraining("sft", path, base, config, config.sft, output)
+    return _train(SFTObjective(config.sft), rows, workspace, asked)
 
 
 def train_reward_model(
@@ -84,20 +86,22 @@ def train_reward_model(
     """
     from trainer.reward_training import RewardObjective
 
-    rows = preference_rows(path)
-    return _train(RewardObjective(config.reward_model), rows, config.policy, workspace, output)
+    rows, base = preference_rows(path), find_policy(config.policy)
+    asked = FileTraining("reward-model", path, base, config, config.reward_model, output)
+    return _train(RewardObjective(config.reward_model), rows, workspace, asked)
 
 
 def _train(
-    objective: Objective, rows: pl.DataFrame, policy: str, workspace: Workspace, output: Path
+    objective: Objective, rows: pl.DataFrame, workspace: Workspace, asked: FileTraining
 ) -> TrainedModel:
     from trainer.single_model import notes_of, train_model
 
-    base, checkpoints = find_policy(policy).folder, workspace.checkpoints
-    with stage_progress(objective.section) as advance:
-        result = train_model(
-            objective, rows, base, output, checkpoints, progress=advance, note=note
-        )
+    folders = asked.base.folder, asked.output, workspace.checkpoints
+    result = train_recorded(
+        workspace,
+        asked,
+        lambda advance: train_model(objective, rows, *folders, progress=advance, note=note),
+    )
     manifest = result.manifest
     said = notes_of(manifest)
     said.append(f"{manifest['rows']:,} {objective.rows_are}, {manifest['steps']:,} steps")

@@ -20,7 +20,7 @@ from flows.alerts import tell_ending
 from flows.progress import say
 from flows.prompt_choice import content_of
 from flows.stage_runner import MAX_ERROR, RunContext, utc_now
-from flows.vllm_server import stop_all
+from flows.vllm_server import end_of_run
 from lineage.database import publish
 from lineage.disk_full import disk_full, is_disk_full
 from lineage.liveness import at_work
@@ -64,8 +64,10 @@ def run_record(
     workspace: Workspace, run_id: str, flow: str, config: PipelineConfig, round_index: int = 0
 ) -> RunRecord:
     """Return the record of a run that begins now, or begins again."""
-    earlier = read_run(workspace, run_id)
-    return RunRecord(
+    if config.prompts.of_run == run_id:  # it goes on with its own: recorded as it first began
+        prompts = config.prompts.model_copy(update={"of_run": None})
+        config = config.model_copy(update={"prompts": prompts})
+    record = RunRecord(
         run_id=run_id,
         flow=flow,
         name=config.name,
@@ -73,11 +75,22 @@ def run_record(
         config=config.model_dump(mode="json"),
         code_version=code_version(),
         status="running",
-        started_at=earlier.started_at if earlier else utc_now(),
+        started_at=utc_now(),
+    )
+    return begun(workspace, record)
+
+
+def begun(workspace: Workspace, record: RunRecord) -> RunRecord:
+    """Return the record of a run that begins now, with what is known of it if it begins again."""
+    earlier = read_run(workspace, record.run_id)
+    if earlier is None:
+        return record
+    return dataclasses.replace(
+        record,
+        started_at=earlier.started_at,
         # That of a run that had completed stays: those after it are compared with it again.
-        ended_at=earlier.ended_at if earlier and earlier.status != "failed" else None,
-        attempts=earlier.attempts + 1 if earlier else 1,
-        error=None,
+        ended_at=earlier.ended_at if earlier.status != "failed" else None,
+        attempts=earlier.attempts + 1,
     )
 
 
@@ -101,7 +114,7 @@ def recorded(workspace: Workspace, record: RunRecord, *, shown: bool = True) -> 
                 raise
             raise told from error
         finally:
-            stop_all()
+            end_of_run()
         _close(workspace, record, shown=shown)
 
 

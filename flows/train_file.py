@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from flows.file_training import FileTraining, train_recorded
 from flows.models import find_policy
-from flows.progress import note, say, stage_progress
+from flows.progress import note, say
 from stages.content_ids import canonical_json, content_ids
 from stages.errors import ConfigError, DataError, MissingFileError
 
@@ -44,15 +45,16 @@ def train_file(
             where="training.label_smoothing",
         )
     rows = answer_rows(path) if config.training.loss_type == "kto" else preference_rows(path)
-    policy = find_policy(config.policy).folder
+    policy = find_policy(config.policy)
     from trainer.dpo import train_dpo
     from trainer.model_folder import MANIFEST, noteworthy
 
-    checkpoints = workspace.checkpoints
-    with stage_progress("train") as advance:
-        result = train_dpo(
-            rows, policy, policy, config.training, output, checkpoints, advance, note=note
-        )
+    folders = policy.folder, policy.folder, config.training, output, workspace.checkpoints
+    result = train_recorded(
+        workspace,
+        FileTraining("train-file", path, policy, config, config.training, output),
+        lambda advance: train_dpo(rows, *folders, advance, note=note),
+    )
     unit = "answers" if config.training.loss_type == "kto" else "pairs"
     manifest = json.loads((result.model_path / MANIFEST).read_text(encoding="utf-8"))
     for sentence in (f"{result.pairs:,} {unit}, {result.steps:,} steps", *noteworthy(manifest)):

@@ -15,7 +15,7 @@ from stages.content_ids import content_hash
 from stages.errors import ConfigError, MissingFileError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 LAYOUT_VERSION = 1
 """Raised when the same rubric and texts would give another prompt."""
@@ -29,6 +29,9 @@ PLACEHOLDERS = {
     "pointwise": ("conversation", "response", "criteria", "answer_format"),
     "pairwise": ("conversation", "response_a", "response_b", "criteria", "answer_format"),
 }
+REFERENCE = "reference"
+"""The placeholder of a prompt's known good answer, in rubrics that have a word to say about it."""
+
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 GUARD = """\
@@ -83,6 +86,10 @@ class Rubric(Config):
     """The system message; how to treat the texts as data is added to it."""
     template: str
     """The user message; each of `PLACEHOLDERS` of its mode stands in it once, in braces."""
+    # Left out of a hash where it is not set: rubrics without one keep theirs.
+    reference: str | None = pydantic.Field(default=None, exclude_if=lambda said: said is None)
+    """Told to the judge before a prompt's reference answer; `{reference}` in the template stands
+    for both, and for nothing where a prompt has none."""
 
     @pydantic.model_validator(mode="after")
     def _usable(self) -> Self:
@@ -94,6 +101,8 @@ class Rubric(Config):
         if len(set(names)) < len(names):
             raise ValueError(f"two criteria have the same name: {', '.join(names)}")
         found, needed = Counter(_PLACEHOLDER.findall(self.template)), PLACEHOLDERS[self.mode]
+        if self.reference is not None:
+            needed = (*needed, REFERENCE)
         if found != Counter(needed):
             wrong = {*(found - Counter(needed)), *(Counter(needed) - found)}
             raise ValueError(
@@ -143,28 +152,35 @@ def prompt_hash(rubric: Rubric, *, system_role: bool = True) -> str:
 
 
 def render(
-    rubric: Rubric, conversation: Messages, responses: Sequence[str], *, system_role: bool = True
+    rubric: Rubric,
+    conversation: Messages,
+    responses: Sequence[str],
+    *,
+    reference: str | None = None,
+    system_role: bool = True,
 ) -> Messages:
     """Return the messages that ask a judge about one response, or about two, as A and B.
 
     The texts are inserted into a template that was split before, so nothing in them is ever taken
-    for a placeholder, and no text holds the code of the lines around it.
+    for a placeholder, and no text holds the code of the lines around it. A ``reference`` answer is
+    shown by rubrics that have `reference`.
     """
+    references = [reference] if rubric.reference and reference and reference.strip() else []
     # A code of its own: what is asked about one conversation starts alike, for servers' caches.
-    code = fence_code([turn["content"] for turn in conversation])
-    turns = [_block(f"{turn['role']} turn", turn["content"], code) for turn in conversation]
+    code = fence_code([*(turn["content"] for turn in conversation), *references])
+    turns = [fenced(f"{turn['role']} turn", turn["content"], code) for turn in conversation]
+    known = [f"\n{rubric.reference}\n{fenced('reference answer', r, code)}\n" for r in references]
     code = fence_code(responses)
     labels = ("response",) if rubric.mode == "pointwise" else ("response A", "response B")
-    shown = [_block(name, text, code) for name, text in zip(labels, responses, strict=True)]
+    shown = [fenced(name, text, code) for name, text in zip(labels, responses, strict=True)]
     values = dict(zip((name.replace(" ", "_").lower() for name in labels), shown, strict=True))
     values |= {
         "conversation": "\n".join(turns),
+        REFERENCE: "".join(known),
         "criteria": _criteria(rubric),
         "answer_format": _answer_format(rubric),
     }
-    # Odd pieces are placeholders' names.
-    pieces = _PLACEHOLDER.split(rubric.template)
-    user = "".join(values[p] if i % 2 else p for i, p in enumerate(pieces)).strip()
+    user = filled(rubric.template, values)
     system = f"{rubric.instructions.strip()}\n\n{GUARD}"
     if not system_role:
         return [{"role": "user", "content": f"{system}\n\n{user}"}]
@@ -180,7 +196,23 @@ def fence_code(texts: Sequence[str]) -> str:
     return code
 
 
-def _block(name: str, text: str, code: str) -> str:
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """Return ``template`` with a value in the place of each name in braces.
+
+    Nothing in a value is ever taken for a placeholder.
+    """
+    # Odd pieces are placeholders' names.
+    pieces = _PLACEHOLDER.split(template)
+    return "".join(values[p] if i % 2 else p for i, p in enumerate(pieces)).strip()
+
+
+def placeholders(template: str) -> Counter[str]:
+    """Return the names in braces in ``template``, and how often each stands there."""
+    return Counter(_PLACEHOLDER.findall(template))
+
+
+def fenced(name: str, text: str, code: str) -> str:
+    """Return ``text`` between a BEGIN and an END line with ``code``, which `fence_code` gave."""
     label = name.upper()
     return (
         f"----- BEGIN {label} {code} -----\n{text}\n----- END {label} {code} -----\n{AFTER_BLOCK}"

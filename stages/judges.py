@@ -114,10 +114,14 @@ class Judge:
         self._takes_schema: bool | None = taken[scorer.structured_output]
         self._finding_out = asyncio.Lock()
 
-    def prompt(self, conversation: Messages, responses: Sequence[str]) -> Messages:
+    def prompt(
+        self, conversation: Messages, responses: Sequence[str], reference: str | None = None
+    ) -> Messages:
         """Return the messages about one response, or about two, the first of them as A."""
         system_role = self.scorer.system_role
-        return render(self.rubric, conversation, responses, system_role=system_role)
+        return render(
+            self.rubric, conversation, responses, reference=reference, system_role=system_role
+        )
 
     def answers(
         self, questions: Iterable[tuple[str, Messages]]
@@ -318,7 +322,8 @@ def _rendered(
     facts = candidates.select("candidate_id", "prompt_id", "completion").iter_rows()
     known = {candidate: (prompt, text) for candidate, prompt, text in facts}
     asked = prompts.join(candidates, on="prompt_id", how="semi")
-    conversations = dict(asked.select("prompt_id", "messages").iter_rows())
+    facts = asked.select("prompt_id", "messages", "reference").iter_rows()
+    about = {prompt: (messages, reference) for prompt, messages, reference in facts}
     for question in questions:
         prompt, text = known[question.candidate_id]
         shown = [text]
@@ -326,7 +331,8 @@ def _rendered(
             shown.append(known[question.other_candidate_id][1])
         if question.order == "second":
             shown.reverse()
-        yield question.key, judge.prompt(conversations[prompt], shown)
+        messages, reference = about[prompt]
+        yield question.key, judge.prompt(messages, shown, reference)
 
 
 def _row(question: Question, answer: dict[str, Any], judge: Judge) -> dict[str, Any]:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import torch
+
+Kind = Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification"]
+
 UNUSED_HEADS = ("lm_head.", "model.lm_head.")
 """Weights of a language model's own head: a model trained on from there may still hold them."""
 
@@ -25,14 +29,11 @@ class LoadedModel(NamedTuple):
     device: str
 
 
-def load_model(
-    folder: Path, kind: Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification"]
-) -> LoadedModel:
+def load_model(folder: Path, kind: Kind) -> LoadedModel:
     """Return the model in ``folder`` as the transformers class ``kind``.
 
     Raises:
-        ModelError: it can't be loaded, lacks weights (transformers would fill them with random
-            numbers), or has some that this class would leave out (another head).
+        ModelError: it can't be loaded, or not whole (see `load_weights`).
     """
     import torch
     import transformers
@@ -43,12 +44,25 @@ def load_model(
     with readable("model", folder):
         name = weights_hash(folder)
     tokenizer = load_tokenizer(folder)
+    model = load_weights(folder, kind, dtype)
+    return LoadedModel(model.to(device).eval(), tokenizer, name, device)
+
+
+def load_weights(folder: Path, kind: Kind, dtype: torch.dtype) -> Any:
+    """Return the model in ``folder`` as the transformers class ``kind``, on the CPU.
+
+    Raises:
+        ModelError: it can't be loaded, lacks weights (transformers would fill them with random
+            numbers), or has some that this class would leave out (another head).
+    """
+    import transformers
+
     with readable("model", folder):
         model, loading = getattr(transformers, kind).from_pretrained(
             folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     _require_whole(loading, type(model).__name__, str(folder))
-    return LoadedModel(model.to(device).eval(), tokenizer, name, device)
+    return model
 
 
 def load_tokenizer(folder: Path | str) -> Any:

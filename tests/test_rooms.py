@@ -17,6 +17,7 @@ SHARED = {
     "stages.content_ids",
     "stages.configuration",
     "stages.chat_template",
+    "stages.model_loading",
     "stages.reading_sql",
 }
 MAY_IMPORT = {

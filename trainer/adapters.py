@@ -27,6 +27,12 @@ WEIGHTS = "adapter_model.safetensors"
 """As PEFT names it, in that folder and in a checkpoint."""
 
 
+HEADS = ("score", "classifier")
+"""What a sequence classifier's head may be called, to Transformers and to PEFT."""
+
+Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+
+
 class AdapterConfig(Config):
     """Small matrices that are trained instead of the weights; these stay as they are."""
 
@@ -101,8 +107,10 @@ def load_in_4_bits(folder: Path, device: Any) -> Any:
     )
 
 
-def lora_config(config: AdapterConfig, model: Any) -> Any:
-    """Return PEFT's settings of the adapters of ``model``.
+def lora_config(config: AdapterConfig, model: Any, task: Task = "CAUSAL_LM") -> Any:
+    """Return PEFT's settings of the adapters of ``model``, which does ``task``.
+
+    The head of a classifier (`SEQ_CLS`) is trained whole, and lies with the adapters.
 
     Raises:
         ConfigError: ``model`` has no such linear layer, or it is the head.
@@ -120,7 +128,7 @@ def lora_config(config: AdapterConfig, model: Any) -> Any:
                 where="training.adapter.target_modules",
             )
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=0.0,
@@ -130,13 +138,16 @@ def lora_config(config: AdapterConfig, model: Any) -> Any:
 
 
 def _linear_layers(model: Any) -> Iterator[str]:
-    """Yield the names of the linear layers of ``model`` but its head, which TRL applies itself."""
+    """Yield the names of the linear layers of ``model`` but its head.
+
+    A language model's TRL applies itself, a classifier's is trained whole.
+    """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
+    heads = (model.get_output_embeddings(), *(getattr(model, name, None) for name in HEADS))
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head:
+        if isinstance(module, (nn.Linear, Conv1D)) and not any(module is head for head in heads):
             yield name
 
 

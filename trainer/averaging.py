@@ -11,6 +11,7 @@ from stages.errors import ModelError
 from trainer.dpo import METRICS_SCHEMA
 from trainer.identity import named_weights_hash
 from trainer.isolation import quiet
+from trainer.loading import load_chat_tokenizer, load_language_model
 from trainer.model_folder import publish, published_manifest, tokenizer_hashes
 
 if TYPE_CHECKING:
@@ -48,13 +49,9 @@ def average_models(average: Path, policy: Path, rate: float, models: Path) -> Pa
 
 def _average(average: Path, policy: Path, output: Path, manifest: dict[str, Any]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet(), torch.no_grad():
-        new, old = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            for folder in (policy, average)
-        )
+        new, old = map(load_language_model, (policy, average))
         weights, former = (dict(model.named_parameters()) for model in (new, old))
         if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in former.items()}:
             raise ModelError(
@@ -64,7 +61,7 @@ def _average(average: Path, policy: Path, output: Path, manifest: dict[str, Any]
             )
         for name, weight in weights.items():
             weight.copy_(torch.lerp(former[name], weight, manifest["rate"]))
-        tokenizer = AutoTokenizer.from_pretrained(policy)
+        tokenizer = load_chat_tokenizer(policy)
         none = pl.DataFrame(schema=METRICS_SCHEMA)
         publish(output, new, tokenizer, none, manifest, lambda *_: _card(manifest))
 

@@ -42,7 +42,10 @@ class JudgedPromptsConfig(Config):
     name: NAMED
     """What the card calls it."""
     path: Path
-    """A JSONL, Parquet or CSV file: `prompt`, `messages` or `turns` (MT-Bench: one or two)."""
+    """A JSONL, Parquet or CSV file: `prompt`, `messages` or `turns` (MT-Bench: one or two).
+
+    `reference` (a text, or one for each turn) is shown to judges whose rubric has a place for it.
+    """
     scorer: str
     """One that rates answers (MT-Bench) or a pairwise judge (AlpacaEval)."""
 

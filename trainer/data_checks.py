@@ -147,8 +147,15 @@ def require_trainable(
     )
 
 
-def require_columns(rows: pl.DataFrame, columns: tuple[str, ...] = ROW_COLUMNS) -> None:
+def require_columns(
+    rows: pl.DataFrame,
+    columns: tuple[str, ...] = ROW_COLUMNS,
+    plural: str = "preference rows",
+    singular: str = "pair",
+) -> None:
     """Pass when ``rows`` has the columns, without nulls, and at least one row.
+
+    An error calls the rows by ``plural``, and one of them by ``singular``.
 
     Raises:
         DataError: otherwise.
@@ -156,15 +163,15 @@ def require_columns(rows: pl.DataFrame, columns: tuple[str, ...] = ROW_COLUMNS) 
     missing = [name for name in columns if name not in rows.columns]
     if missing:
         raise DataError(
-            f"preference rows lack the columns {missing}",
+            f"{plural} lack the columns {missing}",
             expected=f"the columns {list(columns)}",
             where=f"a frame with columns {rows.columns}",
         )
     if rows.is_empty():
-        raise DataError("there are no preference rows", expected="at least one pair")
+        raise DataError(f"there are no {plural}", expected=f"at least one {singular}")
     nulls = {name: count for name in columns if (count := rows[name].null_count())}
     if nulls:
-        raise DataError(f"preference rows hold nulls: {nulls}", expected="no nulls")
+        raise DataError(f"{plural} hold nulls: {nulls}", expected="no nulls")
 
 
 WEIGHED_BY = {

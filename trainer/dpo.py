@@ -16,10 +16,10 @@ import polars as pl
 from stages.chat_template import template_fingerprint
 from stages.content_ids import content_hash
 from stages.errors import ConfigError, ModelError
+from stages.model_loading import load_tokenizer
 from trainer import processes
 from trainer.adapters import (
     MergedPolicy,
-    load_in_4_bits,
     merged,
     restore_adapter,
     rounded_as,
@@ -31,6 +31,7 @@ from trainer.heldout import split
 from trainer.identity import data_sha256, named_weights_hash
 from trainer.isolation import isolated_torch, quiet
 from trainer.launch import train_in_processes
+from trainer.loading import load_chat_tokenizer, load_language_model, load_policy
 from trainer.model_folder import (
     TrainingResult,
     publish,
@@ -40,7 +41,7 @@ from trainer.model_folder import (
     weights_bytes,
 )
 from trainer.readiness import require_ready
-from trainer.reporting import TENSORBOARD_FOLDER, report_to_tensorboard
+from trainer.reporting import reporting
 from trainer.rows import check_rows, rows_to_train
 from trainer.stopping import warnings_of
 
@@ -212,7 +213,10 @@ def _train(
     )
 
     without = run.adapters_off or run.config.reference_free
-    models = (_load_policy(run), None if without else _load_model(run.reference))
+    models = (
+        load_policy(run.policy, run.config.adapter),
+        None if without else load_language_model(run.reference),
+    )
     use_cache = models[0].config.use_cache
     progress, _ = watching
     callback = RunCallback(folder, *watching)
@@ -236,10 +240,10 @@ def _train(
         cache_reference(trainer, folder.parent.parent / REFERENCE_FOLDER, identity, progress)
         if run.base_weights_hash == run.reference_weights_hash:
             require_zero_margins(trainer)
-    if "tensorboard" in run.config.report_to and processes.is_first():
-        report_to_tensorboard(trainer, folder.parent.parent / TENSORBOARD_FOLDER / folder.name)
     checkpoint = last_complete(folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trackers = run.config.report_to if processes.is_first() else ()
+    with reporting(trainer, trackers, folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     undo()
     facts = {"computation": path, "steps": trainer.state.global_step, "stopped": checks.stopped}
     if checks.stopped:
@@ -263,14 +267,14 @@ def _checks(run: _Run, trainer: Any) -> CheckCallback:
     from trainer.kl import KLEstimator
 
     def copy_of_policy(model: Any) -> Any:
-        base = _load_model(run.policy)
+        base = load_language_model(run.policy)
         if run.config.adapter:
             return merged(model, base)
         base.load_state_dict(model.state_dict())
         return base
 
     def reference(model: Any) -> Any:
-        base = _load_model(run.reference)
+        base = load_language_model(run.reference)
         return rounded_as(model, base) if run.adapters_off else base
 
     loaders = copy_of_policy, reference
@@ -284,7 +288,7 @@ def _checks(run: _Run, trainer: Any) -> CheckCallback:
 
 def _result(run: _Run, model: Any) -> Any:
     """Return what is to be saved of the trained ``model``."""
-    return MergedPolicy(model, _load_model(run.policy)) if run.config.adapter else model
+    return MergedPolicy(model, load_language_model(run.policy)) if run.config.adapter else model
 
 
 def _last_that_passed(run: _Run, trainer: Any, folder: Path, stopped: dict[str, Any]) -> int:
@@ -310,11 +314,11 @@ def _policy_in(run: _Run, trainer: Any, checkpoint: Path) -> Any:
     if processes.sharding():
         from trainer.sharded import whole_policy
 
-        return whole_policy(checkpoint, _load_model(run.policy), run.config.adapter)
+        return whole_policy(checkpoint, load_language_model(run.policy), run.config.adapter)
     if run.config.adapter:
         restore_adapter(trainer.model, checkpoint)
         return trainer.model
-    return _load_model(checkpoint)
+    return load_language_model(checkpoint)
 
 
 def _nothing() -> None:
@@ -397,20 +401,7 @@ def _load_tokenizer(policy: Path, reference: Path) -> Any:
     Raises:
         ModelError: it can't be loaded, has no chat template, or isn't the reference's.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (policy, reference))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"a tokenizer cannot be loaded: {error}", where=f"{policy}, {reference}"
-        ) from None
-    if not ours.chat_template:
-        raise ModelError(
-            "the policy's tokenizer has no chat template",
-            where=str(policy),
-            remedy="choose an instruction-tuned model, or add chat_template.jinja",
-        )
+    ours, theirs = load_chat_tokenizer(policy), load_tokenizer(reference)
     differing = [
         what
         for what, a, b in (
@@ -428,27 +419,7 @@ def _load_tokenizer(policy: Path, reference: Path) -> Any:
     return ours
 
 
-def _load_policy(run: _Run) -> Any:
-    """Return the policy before training, in 4 bits where its adapters want that."""
-    adapter = run.config.adapter
-    if adapter is None or adapter.kind == "lora":
-        return _load_model(run.policy)
-    import accelerate
-
-    return load_in_4_bits(run.policy, accelerate.PartialState().device)
-
-
 def _reference_name(run: _Run) -> str:
     """Return what names the weights that give the reference's log-probabilities."""
     quantised = run.adapters_off and run.config.adapter and run.config.adapter.kind == "qlora"
     return f"{run.reference_weights_hash}{' in 4 bits' if quantised else ''}"
-
-
-def _load_model(folder: Path) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the model cannot be loaded: {error}", where=str(folder)) from None

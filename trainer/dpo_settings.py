@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 
 from stages.configuration import OPERATIONAL, Config
-from trainer.adapters import AdapterConfig
-from trainer.reporting import Tracker
 from trainer.stopping import StoppingConfig
 from trainer.training_settings import TrainingConfig
 
@@ -107,14 +105,10 @@ class DPOTrainingConfig(TrainingConfig):
     fast_path: Literal["auto", "off"] = "auto"
     """Compute a pair's prompt once and score completions only, where the model allows it; `off` is
     TRL's own way. The same numbers up to rounding: docs/training.md."""
-    adapter: AdapterConfig | None = None
-    """Train low-rank adapters and merge them; null trains every weight."""
     accelerate: Annotated[Path | None, OPERATIONAL] = None
     """A file of Accelerate's (`configs/accelerate/`): train in the processes that it describes.
 
     Null is one process. batch_size stays the pairs of a step over all of them together."""
-    report_to: Annotated[tuple[Tracker, ...], OPERATIONAL] = ()
-    """Where metrics go besides `training_metrics`: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
     stopping: StoppingConfig = StoppingConfig()
     """What ends the training early."""
 

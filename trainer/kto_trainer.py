@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from trl import KTOConfig, KTOTrainer
 
-from stages.errors import ModelError
 from trainer import processes
-from trainer.adapters import WithoutAdapters, lora_config, train_in_fp32
+from trainer.adapters import lora_config
 from trainer.private import Referring
-from trainer.trl_trainer import shared_arguments, silence
+from trainer.trl_trainer import settle, shared_arguments
 
 if TYPE_CHECKING:
     import polars as pl
@@ -89,37 +88,31 @@ def build_kto_trainer(
         callbacks=[callback],
         peft_config=lora_config(config.adapter, policy) if config.adapter else None,
     )
-    if config.adapter:
-        train_in_fp32(trainer.model)
-        if reference is None:
-            trainer.ref_model = WithoutAdapters(trainer.model)
-    silence(trainer)
-    callback.trainer = trainer
-    if len(trainer.train_dataset) != rows.height:
-        raise ModelError(
-            f"TRL kept {len(trainer.train_dataset)} of {rows.height} answers",
-            expected="every answer",
-            remedy="raise max_length_tokens or drop the long prompts",
-        )
-    trainer.train_dataset = _mismatched_at_the_end(trainer)
+    settle(trainer, config, callback, rows.height)
+    trainer.train_dataset = _mismatched(trainer)
     trainer.note_rows(rows["answer_id"].to_list())
     return trainer
 
 
-def _mismatched_at_the_end(trainer: Any) -> Any:
-    """Return the dataset, its last answer's mismatched one taken from the first where it is alone.
+def _mismatched(trainer: Any) -> Any:
+    """Return the dataset with each answer's mismatched one: the one before in its micro-batch.
 
-    In a micro-batch of its own TRL gives it its own completion: the estimate would be its reward.
+    TRL takes the one before in a process's share of it: with the number of processes the numbers
+    would change. And to an answer that is alone TRL gives its own completion: the estimate would
+    be its reward. It gets the first answer's.
     """
-    dataset, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-    last = len(dataset) - 1
-    if len(dataset) % size != 1:
+    dataset = trainer.train_dataset
+    size, rows = trainer.args.per_device_train_batch_size * processes.count(), len(dataset)
+    if processes.count() == 1 and rows % size != 1:
         return dataset
-    other = dataset[0]["completion_ids"]
+
+    def other(index: int) -> int:
+        start = index - index % size
+        batch = min(size, rows - start)
+        return start + (index - start - 1) % batch if batch > 1 else 0
+
     return dataset.map(
-        lambda row, index: {
-            "KL_completion_ids": other if index == last else row["KL_completion_ids"]
-        },
+        lambda _, index: {"KL_completion_ids": dataset[other(index)]["completion_ids"]},
         with_indices=True,
     )
 

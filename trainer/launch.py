@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 REPORT = "\x1e"
 
+SPREADING = ("FSDP", "DEEPSPEED")
+"""What Accelerate does on accelerators only: without one each process would train alone."""
+
 SHOWN_LINES = 5
 """Of what failed processes printed."""
 
@@ -51,6 +54,7 @@ def train_in_processes(
         PrefmillError: the first that a process raised.
         ModelError: the processes ended without a word.
     """
+    require_launchable(launcher)
     with tempfile.TemporaryDirectory(prefix="prefmill-") as folder:
         rows.write_parquet(Path(folder) / "rows.parquet")
         (Path(folder) / "job.json").write_text(json.dumps(job))
@@ -73,6 +77,25 @@ def train_in_processes(
             raise failures[0] if failures else _ended(processes.returncode, printed)
 
 
+def require_launchable(launcher: Path) -> None:
+    """Pass when this machine can run the processes that Accelerate's file ``launcher`` describes.
+
+    Raises:
+        MissingFileError: the file is not there.
+        ConfigError: it is not one of Accelerate's, or wants a CUDA device.
+    """
+    import torch
+
+    kind = _settings(launcher)["distributed_type"]
+    if kind in SPREADING and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{str(launcher)!r} asks for {kind}, and there is no CUDA device",
+            expected="CUDA devices to spread the model over",
+            where="training.accelerate",
+            remedy="choose configs/accelerate/cpu.yaml",
+        )
+
+
 def launch_command(launcher: Path, job: str) -> list[str]:
     """Return what starts the processes on the ``job`` in a folder.
 
@@ -80,6 +103,23 @@ def launch_command(launcher: Path, job: str) -> list[str]:
 
     Raises:
         MissingFileError: the file is not there.
+        ConfigError: it is not one of Accelerate's.
+    """
+    settings = _settings(launcher)
+    module = ["-m", "trainer.launched", job]
+    if settings["distributed_type"] == "MULTI_CPU":
+        run = ["torch.distributed.run", "--standalone"]
+        run.append(f"--nproc-per-node={settings.get('num_processes', 1)}")
+        return [sys.executable, "-m", *run, *module]
+    run = ["accelerate.commands.launch", "--config_file", str(launcher)]
+    return [sys.executable, "-m", *run, *module]
+
+
+def _settings(launcher: Path) -> dict[str, Any]:
+    """Return what Accelerate's file ``launcher`` says.
+
+    Raises:
+        MissingFileError: it is not there.
         ConfigError: it is not one of Accelerate's.
     """
     try:
@@ -98,13 +138,7 @@ def launch_command(launcher: Path, job: str) -> list[str]:
             expected="a file that `accelerate config` writes",
             where="training.accelerate",
         )
-    module = ["-m", "trainer.launched", job]
-    if settings["distributed_type"] == "MULTI_CPU":
-        run = ["torch.distributed.run", "--standalone"]
-        run.append(f"--nproc-per-node={settings.get('num_processes', 1)}")
-        return [sys.executable, "-m", *run, *module]
-    run = ["accelerate.commands.launch", "--config_file", str(launcher)]
-    return [sys.executable, "-m", *run, *module]
+    return settings
 
 
 def _listen(

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from stages.errors import ModelError, PrefmillError
+from stages.errors import ConfigError, ModelError, PrefmillError
 from trainer import processes
 from trainer.launch import REPORT
 
@@ -34,7 +34,15 @@ def _train(folder: Path) -> None:
     from trainer.dpo import train_dpo
     from trainer.dpo_settings import DPOTrainingConfig
 
-    accelerate.PartialState(cpu=not torch.cuda.is_available() and not processes.sharding())
+    state = accelerate.PartialState(cpu=not torch.cuda.is_available() and not processes.sharding())
+    if state.num_processes != processes.count():
+        raise ConfigError(
+            f"{processes.count()} processes were started, and Accelerate has each of them train "
+            f"as one of {state.num_processes}",
+            expected="processes that train together",
+            where="training.accelerate",
+            remedy="choose another of configs/accelerate/",
+        )
     job = json.loads((folder / "job.json").read_text())
     first = processes.is_first()
     train_dpo(

@@ -89,8 +89,9 @@ def warnings(rows: int, config: DPOTrainingConfig) -> list[str]:
     said = []
     left = rows % (config.batch_size // config.gradient_accumulation_steps)
     if left:
+        which = "the same" if config.loss_type == "kto" else "others"
         said.append(
-            f"{left} of {rows} rows were left out of each epoch, others each time: they do not "
+            f"{left} of {rows} rows were left out of each epoch, {which} each time: they do not "
             f"fill a micro-batch of {count()} processes"
         )
     if sharding() and config.stopping.kl_samples:

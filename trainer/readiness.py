@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainer.adapters import require_adapter
-from trainer.launch import launch_command
+from trainer.launch import require_launchable
 from trainer.reporting import require_trackers
 
 if TYPE_CHECKING:
@@ -22,5 +22,5 @@ def require_ready(config: DPOTrainingConfig) -> None:
     if config.adapter:
         require_adapter(config.adapter)
     if config.accelerate:
-        launch_command(config.accelerate, "")
+        require_launchable(config.accelerate)
     require_trackers(config.report_to)

@@ -15,6 +15,7 @@ import polars as pl
 
 from stages.chat_template import render
 from stages.errors import DataError, ModelError
+from trainer.adapters import lora_config
 from trainer.bootstrap import interval, resampled_means
 from trainer.data_checks import (
     ROW_COLUMNS,
@@ -121,7 +122,7 @@ class RewardObjective(Objective):
         from trainer.trl_trainer import shared_arguments
 
         dataset = _dataset(rows, tokenizer)
-        coefficient = self.config.center_rewards_coefficient
+        adapter, coefficient = self.config.adapter, self.config.center_rewards_coefficient
         trainer = PrivateRewardTrainer(
             model=model,
             args=RewardConfig(
@@ -131,6 +132,7 @@ class RewardObjective(Objective):
             train_dataset=dataset,
             eval_dataset=None if heldout.is_empty() else _dataset(heldout, tokenizer),
             processing_class=tokenizer,
+            peft_config=lora_config(adapter, model, "SEQ_CLS") if adapter else None,
         )
         trainer.pad_unlike_ends()
         return trainer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import pydantic
 
@@ -28,3 +28,9 @@ class RewardTrainingConfig(TrainingConfig):
     """Share of the prompts whose pairs are kept aside; the accuracy on them is reported."""
     resamples: Annotated[int, pydantic.Field(ge=100)] = 2000
     """Bootstrap resamples over held-out prompts for the accuracy's interval."""
+
+    @pydantic.model_validator(mode="after")
+    def _whole_weights(self) -> Self:
+        if self.adapter and self.adapter.kind == "qlora":
+            raise ValueError("adapter.kind 'qlora' is not for reward models: choose 'lora'")
+        return self

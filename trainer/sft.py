@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from stages.errors import ModelError
+from trainer.adapters import lora_config
+from trainer.data_checks import require_columns
+from trainer.loading import load_language_model, load_policy
 from trainer.model_card import card_text, course
-from trainer.sft_data import ROW_COLUMNS, check_conversations, require_columns, tokenised
+from trainer.sft_data import ROW_COLUMNS, check_conversations, tokenised
 from trainer.single_model import Objective, heldout_batches, model_facts
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class SFTObjective(Objective):
 
     def sorted(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return the rows by id."""
-        require_columns(rows)
+        require_columns(rows, ROW_COLUMNS, "rows", "conversation")
         return rows.select(ROW_COLUMNS).sort("row_id", maintain_order=True)
 
     def problems(self, rows: pl.DataFrame, tokenizer: Any, limit: int) -> pl.DataFrame:
@@ -54,18 +56,12 @@ class SFTObjective(Objective):
         return check_conversations(rows, tokenizer, limit)
 
     def load(self, folder: Path) -> Any:
-        """Return the causal language model.
+        """Return the causal language model, in 4 bits where its adapters want that."""
+        return load_policy(folder, self.config.adapter)
 
-        Raises:
-            ModelError: it can't be loaded.
-        """
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        try:
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"the model cannot be loaded: {error}", where=str(folder)) from None
+    def load_whole(self, folder: Path) -> Any:
+        """Return the causal language model."""
+        return load_language_model(folder)
 
     def trainer(
         self, model: Any, tokenizer: Any, rows: pl.DataFrame, heldout: pl.DataFrame, folder: Path
@@ -86,6 +82,7 @@ class SFTObjective(Objective):
             train_dataset=_dataset(rows, tokenizer),
             eval_dataset=None if heldout.is_empty() else _dataset(heldout, tokenizer),
             processing_class=tokenizer,
+            peft_config=lora_config(self.config.adapter, model) if self.config.adapter else None,
         )
 
     def measure(self, trainer: Any, heldout: pl.DataFrame) -> dict[str, float]:

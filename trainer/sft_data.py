@@ -77,26 +77,6 @@ class Tokenised(NamedTuple):
     """Of `CHECKS`."""
 
 
-def require_columns(rows: pl.DataFrame) -> None:
-    """Pass when ``rows`` has the three columns, without nulls, and at least one row.
-
-    Raises:
-        DataError: otherwise.
-    """
-    missing = [name for name in ROW_COLUMNS if name not in rows.columns]
-    if missing:
-        raise DataError(
-            f"rows lack the columns {missing}",
-            expected=f"the columns {list(ROW_COLUMNS)}",
-            where=f"a frame with columns {rows.columns}",
-        )
-    if rows.is_empty():
-        raise DataError("there are no rows", expected="at least one conversation")
-    nulls = {name: count for name in ROW_COLUMNS if (count := rows[name].null_count())}
-    if nulls:
-        raise DataError(f"rows hold nulls: {nulls}", expected="no nulls")
-
-
 def check_conversations(rows: pl.DataFrame, tokenizer: Any, limit_tokens: int) -> pl.DataFrame:
     """Return one row per check that found something, as `data_checks.problem_rows`."""
     found = _text_findings(rows)

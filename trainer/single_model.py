@@ -12,7 +12,7 @@ import polars as pl
 
 from stages.chat_template import template_fingerprint
 from stages.content_ids import content_hash
-from stages.errors import ModelError
+from trainer.adapters import MergedPolicy, require_adapter, train_in_fp32
 from trainer.checkpoints import corruption_of, forget_run, last_complete, run_folder
 from trainer.data_checks import require_trainable
 from trainer.disk_space import disk_space_explained
@@ -20,6 +20,8 @@ from trainer.dpo import METRICS_SCHEMA, metrics_frame
 from trainer.heldout import split
 from trainer.identity import data_sha256, named_weights_hash
 from trainer.isolation import isolated_torch, quiet
+from trainer.loading import load_chat_tokenizer
+from trainer.model_card import trained_weights
 from trainer.model_folder import (
     METRICS,
     publish,
@@ -28,6 +30,7 @@ from trainer.model_folder import (
     tokenizer_hashes,
     weights_bytes,
 )
+from trainer.reporting import reporting, require_trackers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +76,11 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def load(self, folder: Path) -> Any:
-        """Return the model to train, in fp32."""
+        """Return the model to train: in fp32, or as its adapters want it."""
+
+    def load_whole(self, folder: Path) -> Any:
+        """Return the same in fp32."""
+        return self.load(folder)
 
     @abc.abstractmethod
     def trainer(
@@ -172,7 +179,7 @@ def train_model(  # noqa: PLR0913
             facts |= {"heldout": heldout, "problems": problems, "warnings": corruption_of(folder)}
             logged = metrics_frame(trainer.state.log_history)
             metrics = pl.concat([logged, _measured(facts)]).sort("step", maintain_order=True)
-            publish(output, trainer.model, tokenizer, metrics, facts, objective.card)
+            publish(output, _result(run, trainer.model), tokenizer, metrics, facts, objective.card)
     result = _published(output, run.fingerprint)
     assert result is not None, "the result has just been published"
     return result
@@ -211,7 +218,10 @@ def _prepare(run: _Run) -> tuple[Any, list[dict[str, Any]]]:
 
     objective = run.objective
     require_device(objective.config)
-    tokenizer = load_tokenizer(run.base)
+    require_trackers(objective.config.report_to)
+    if objective.config.adapter:
+        require_adapter(objective.config.adapter)
+    tokenizer = load_chat_tokenizer(run.base)
     context = json.loads((run.base / "config.json").read_text()).get("max_position_embeddings")
     limit = objective.config.max_length_tokens
     rows = pl.concat([run.rows, run.heldout])
@@ -226,10 +236,12 @@ def _train(
     """Return TRL's trainer with the resulting model, and the held-out metrics before and after."""
     from trainer.trl_trainer import silence
 
-    objective = run.objective
+    objective, config = run.objective, run.objective.config
     model = objective.load(run.base)
     settings = copy.deepcopy(model.config)
     trainer = objective.trainer(model, tokenizer, run.rows, run.heldout, callback.folder)
+    if config.adapter:
+        train_in_fp32(trainer.model)
     trainer.add_callback(callback)
     silence(trainer)
     trainer.note_rows(run.rows[objective.row_id].to_list())
@@ -238,12 +250,20 @@ def _train(
     if not run.heldout.is_empty():
         measured["before"] = objective.measure(trainer, run.heldout)
     checkpoint = last_complete(callback.folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with reporting(trainer, config.report_to, callback.folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not run.heldout.is_empty():
         measured["after"] = objective.measure(trainer, run.heldout)
     # The trainer turned the cache off and chose a padding token: only for the training.
     trainer.model.config = settings
     return trainer, measured
+
+
+def _result(run: _Run, model: Any) -> Any:
+    """Return what is to be saved of the trained ``model``."""
+    objective = run.objective
+    adapted = objective.config.adapter
+    return MergedPolicy(model, objective.load_whole(run.base)) if adapted else model
 
 
 def _manifest(run: _Run, trainer: Any) -> dict[str, Any]:
@@ -280,27 +300,6 @@ def _measured(manifest: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(values, schema=METRICS_SCHEMA, orient="row")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer in ``folder``.
-
-    Raises:
-        ModelError: it can't be loaded, or has no chat template.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from None
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "the tokenizer has no chat template",
-            where=str(folder),
-            remedy="choose an instruction-tuned model, or add chat_template.jinja",
-        )
-    return tokenizer
-
-
 def heldout_batches(trainer: Any) -> Iterator[dict[str, Any]]:
     """Yield the trainer's `eval_dataset` in micro-batches, on its device, in order."""
     dataset, size = trainer.eval_dataset, trainer.args.per_device_train_batch_size
@@ -315,6 +314,7 @@ def model_facts(manifest: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
         "rows trained on": f"{manifest['rows']:,}",
         "rows held out": f"{manifest['heldout_rows']:,}",
         "optimizer steps": f"{manifest['steps']:,}",
+        "trained weights": trained_weights(manifest["settings"]["adapter"]),
         "weights": f"`{manifest['weights_hash']}`",
         "weights before training": f"`{manifest['base_weights_hash']}`",
         "data (SHA-256)": f"`{manifest['data_sha256']}`",

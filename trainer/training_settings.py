@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 import pydantic
 
-from stages.configuration import Config
+from stages.configuration import OPERATIONAL, Config
+from trainer.adapters import AdapterConfig
+from trainer.reporting import Tracker
 
 
 class TrainingConfig(Config):
@@ -46,6 +48,10 @@ class TrainingConfig(Config):
     """Of the data order."""
     threads: pydantic.PositiveInt | None = None
     """Torch's CPU threads; null is torch's own choice. Another number gives other last bits."""
+    adapter: AdapterConfig | None = None
+    """Train low-rank adapters and merge them; null trains every weight."""
+    report_to: Annotated[tuple[Tracker, ...], OPERATIONAL] = ()
+    """Where metrics go besides `training_metrics`: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
 
     @pydantic.model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:

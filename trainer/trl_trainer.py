@@ -158,18 +158,7 @@ def build_trainer(
         callbacks=[callback],
         peft_config=lora_config(config.adapter, policy) if config.adapter else None,
     )
-    if config.adapter:
-        train_in_fp32(trainer.model)
-        if reference is None and not config.reference_free:
-            trainer.ref_model = WithoutAdapters(trainer.model)
-    silence(trainer)
-    callback.trainer = trainer
-    if len(trainer.train_dataset) != rows.height:
-        raise ModelError(
-            f"TRL kept {len(trainer.train_dataset)} of {rows.height} pairs",
-            expected="every pair",
-            remedy="raise max_length_tokens or drop the long prompts",
-        )
+    settle(trainer, config, callback, rows.height)
     if "prefix" in rows.columns:
         trainer.train_dataset = with_steps(trainer.train_dataset, rows, tokenizer)
         if heldout is not None:
@@ -179,6 +168,28 @@ def build_trainer(
         weights["weight"] = (rows[config.weight_by] / rows[config.weight_by].mean()).to_list()
     trainer.note_rows(rows["pair_id"].to_list(), **weights)
     return trainer
+
+
+def settle(
+    trainer: Any, config: DPOTrainingConfig, callback: RunCallback, expected_rows: int
+) -> None:
+    """Make what TRL has built ours: its adapters in fp32, its reference, its silence.
+
+    Raises:
+        ModelError: TRL kept fewer rows than it was given.
+    """
+    if config.adapter:
+        train_in_fp32(trainer.model)
+        if trainer.ref_model is None and not config.reference_free:
+            trainer.ref_model = WithoutAdapters(trainer.model)
+    silence(trainer)
+    callback.trainer = trainer
+    if len(trainer.train_dataset) != expected_rows:
+        raise ModelError(
+            f"TRL kept {len(trainer.train_dataset)} of {expected_rows} {trainer.unit}",
+            expected=f"all {trainer.unit}",
+            remedy="raise max_length_tokens or drop the long prompts",
+        )
 
 
 def silence(trainer: Any) -> None:

@@ -7,9 +7,15 @@ import json
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from flows.cli import cli
 from flows.single_training import RewardFileConfig, SFTFileConfig, load_file_config, sft_rows
+from lineage.query import query
+from lineage.records import require_run
+from lineage.why import render, why
+from lineage.workspace import Workspace
+from stages.content_ids import file_sha256, weights_hash
 from stages.errors import ConfigError, DataError
 from tests.test_docs import ROOT
 from tests.trainer.conftest import make_model
@@ -17,6 +23,10 @@ from tests.trainer.conftest import make_model
 ASKED = [{"role": "user", "content": "2 + 2?"}]
 SAID = [{"role": "assistant", "content": "4"}]
 AGAIN = [{"role": "user", "content": "sure?"}]
+TRAININGS = """
+    SELECT t.*, r.run_id, r.flow, r.status, r.attempts, r.config
+    FROM trainings t JOIN stage_runs USING (stage_key) JOIN runs r USING (run_id)
+    ORDER BY t.objective"""
 
 
 @pytest.mark.parametrize(
@@ -64,34 +74,42 @@ def test_the_shipped_configurations_are_the_defaults_with_every_key():
         SFTFileConfig.checked({"sft": {"epoch": 1}})
 
 
-def test_the_commands_train_what_scores_the_answers(tmp_path):
-    """A fine-tuned model, then a reward model of it that tells yes from no."""
-    numbers = range(24)
-    pairs = {
-        "prompt": [f"{n} + {n}?" for n in numbers],
-        "chosen": ["yes"] * 24,
-        "rejected": ["no"] * 24,
-    }
-    pl.DataFrame(pairs).write_ndjson(tmp_path / "pairs.jsonl")
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """A folder in which both commands ran, and of each what it said and its held-out metrics."""
+    folder = tmp_path_factory.mktemp("commands")
+    texts = {"chosen": ["yes"] * 24, "rejected": ["no"] * 24}
+    pairs = pl.DataFrame({"prompt": [f"{n} + {n}?" for n in range(24)], **texts})
+    pairs.write_ndjson(folder / "pairs.jsonl")
     shared = {"max_length_tokens": 64, "batch_size": 6, "heldout_share": 0.25, "threads": 1}
     shared |= {"gradient_accumulation_steps": 1, "learning_rate": 3e-3}
     sections = {"sft": {**shared, "epochs": 1}, "reward_model": {**shared, "epochs": 4}}
 
-    def train(section, policy, *more):
-        config = tmp_path / f"{section}.yaml"
+    def train(section, policy):
+        config = folder / f"{section}.yaml"
         config.write_text(json.dumps({"policy": str(policy), section: sections[section]}))
-        command = section.replace("_", "-")
-        arguments = [command, *more, "-c", config, "-o", tmp_path / section, "-w", tmp_path / "w"]
-        outcome = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        command = [section.replace("_", "-"), folder / "pairs.jsonl", "-c", config]
+        command += ["-o", folder / section, "-w", folder / "w"]
+        outcome = CliRunner().invoke(cli, [str(argument) for argument in command])
         assert outcome.exit_code == 0, outcome.output
-        assert outcome.stdout.strip() == str(tmp_path / section)
-        manifest = json.loads((tmp_path / section / "manifest.json").read_text())
+        assert outcome.stdout.strip() == str(folder / section)
+        manifest = json.loads((folder / section / "manifest.json").read_text())
         return outcome.stderr, manifest["heldout"]
 
-    said, heldout = train("sft", make_model(tmp_path / "tiny"), tmp_path / "pairs.jsonl")
+    base = make_model(folder / "tiny")
+    told = {"sft": train("sft", base), "again": train("sft", base)}
+    return folder, {**told, "reward_model": train("reward_model", folder / "sft")}
+
+
+def test_the_commands_train_what_scores_the_answers(commands):
+    """A fine-tuned model, then a reward model of it that tells yes from no."""
+    folder, told = commands
+    said, heldout = told["sft"]
     assert heldout["after"]["loss"] < heldout["before"]["loss"] - 0.5
     assert f"before: loss {heldout['before']['loss']:.3f}" in said
-    said, heldout = train("reward_model", tmp_path / "sft", tmp_path / "pairs.jsonl")
+    assert "done before" not in said
+    assert "done before" in told["again"][0]
+    said, heldout = told["reward_model"]
     assert "held out, after: accuracy 1.000 (1.000 to 1.000), loss" in " ".join(said.split())
     assert heldout["after"]["accuracy_low"] > 0.5
 
@@ -99,13 +117,49 @@ def test_the_commands_train_what_scores_the_answers(tmp_path):
     from stages.reward_model import RewardModel
     from stages.scoring import RewardModelScorer
 
-    scorer = RewardModelScorer(name="taught", model=str(tmp_path / "reward_model"))
+    scorer = RewardModelScorer(name="taught", model=str(folder / "reward_model"))
     model = RewardModel(_model(scorer, None).folder)
     yes, no = (
         model.score([[*ASKED, {"role": "assistant", "content": text}]])[0].score
         for text in ("yes", "no")
     )
     assert yes > no
+
+
+def test_trainings_on_files_are_runs_with_their_metrics(commands):
+    folder, _ = commands
+    taught, tuned = query(Workspace(folder / "w"), TRAININGS).to_dicts()
+    flows = [(row["flow"], row["status"], row["attempts"]) for row in (tuned, taught)]
+    assert flows == [("sft", "completed", 2), ("reward-model", "completed", 1)]
+    assert (tuned["rows"], tuned["heldout_rows"], tuned["steps"]) == (18, 6, 3)
+    assert tuned["data_path"] == str(folder / "pairs.jsonl")
+    assert tuned["data_sha256"] == file_sha256(folder / "pairs.jsonl")
+    assert tuned["result_weights_hash"] == weights_hash(folder / "sft")
+    assert json.loads(tuned["config"])["sft"]["batch_size"] == 6
+    curves = query(Workspace(folder / "w"), "FROM training_curves").drop_nulls("loss")
+    steps = curves.group_by("round_id").len()
+    assert dict(steps.iter_rows()) == {tuned["training_id"]: 3, taught["training_id"]: 12}
+    assert require_run(Workspace(folder / "w"), tuned["run_id"]).error is None
+
+
+def test_a_trained_model_is_told_with_its_file_and_what_was_made_of_it(commands):
+    folder, _ = commands
+    workspace = Workspace(folder / "w")
+    taught, tuned = query(workspace, TRAININGS).to_dicts()
+    read = query(workspace, f"FROM lineage_edges WHERE to_hash = '{taught['result_weights_hash']}'")
+    assert {(row["from_kind"], row["from_stage_key"]) for row in read.to_dicts()} == {
+        ("file", None),
+        ("model", tuned["stage_key"]),
+    }
+    facts = why(workspace, tuned["result_weights_hash"]).facts
+    assert [row["training_id"] for row in facts["trainings"]] == [tuned["training_id"]]
+    assert [row["training_id"] for row in facts["next_trainings"]] == [taught["training_id"]]
+    console = Console(width=400)
+    with console.capture() as shown:
+        console.print(render(why(workspace, taught["training_id"])))
+    said = f"trained on a file (reward_model): {taught['training_id']} of run {taught['run_id']}"
+    assert said in shown.get()
+    assert "metric heldout/accuracy" in shown.get()
 
 
 @pytest.mark.parametrize("given", [[], ["pairs.jsonl", "--run", "latest"]])
@@ -117,7 +171,6 @@ def test_a_reward_model_is_of_a_file_or_of_a_run(given):
 
 def test_the_pairs_of_a_run_are_those_of_its_export(tmp_path):
     from flows.single_training import exported_pairs
-    from lineage.workspace import Workspace
     from tests.lineage.small_workspace import RUN_A, write_small_workspace
 
     workspace = Workspace(tmp_path)

@@ -64,6 +64,31 @@ def test_a_prompt_to_the_letter():
     )
 
 
+REFERRING = SMALL | {
+    "reference": "Known:",
+    "template": "{conversation}\n{reference}\n{response}{criteria}{answer_format}",
+}
+
+
+def test_a_reference_is_data_between_conversation_and_response():
+    rubric, known = Rubric.checked(REFERRING), "So. {response}"
+    user = render(rubric, ASKED, ["Because."], reference=known)[-1]["content"]
+    code = fence_code(["Be brief.", "Why?", known])
+    assert (
+        f"----- END USER TURN {code} -----\n{AFTER_BLOCK}\n\nKnown:\n"
+        f"----- BEGIN REFERENCE ANSWER {code} -----\n{known}\n"
+        f"----- END REFERENCE ANSWER {code} -----\n{AFTER_BLOCK}\n\n----- BEGIN RESPONSE "
+    ) in user
+
+
+@pytest.mark.parametrize("nothing", [None, "", " \n"])
+def test_without_a_reference_nothing_is_said_of_one(nothing):
+    shown = render(Rubric.checked(REFERRING), ASKED, ["Because."], reference=nothing)
+    unasked = REFERRING | {"reference": None}
+    unasked["template"] = unasked["template"].replace("{reference}", "")
+    assert shown == render(Rubric.checked(unasked), ASKED, ["Because."], reference="So.")
+
+
 def test_without_a_system_turn_the_instructions_come_first():
     rubric = Rubric.checked(SMALL)
     system, user = render(rubric, ASKED, ["x"])
@@ -130,10 +155,13 @@ def test_the_hash_changes_with_whatever_the_judge_reads():
         prompt_hash(rubric.model_copy(update={"instructions": "Judge."})),
         prompt_hash(rubric.model_copy(update={"template": SMALL["template"] + "!"})),
         prompt_hash(Rubric.checked(SMALL | {"scale": {"low": 0, "high": 2}})),
+        prompt_hash(Rubric.checked(REFERRING)),
+        prompt_hash(Rubric.checked(REFERRING | {"reference": "Right:"})),
         *(prompt_hash(load_rubric(name)) for name in SHIPPED),
     }
-    assert len(hashes) == 5 + len(SHIPPED)
-    assert prompt_hash(Rubric.checked(SMALL)) == prompt_hash(rubric)
+    assert len(hashes) == 7 + len(SHIPPED)
+    assert prompt_hash(Rubric.checked(SMALL | {"reference": None})) == prompt_hash(rubric)
+    assert "reference" not in rubric.model_dump(), "so rubrics without one keep their hash"
 
 
 def test_the_shipped_rubrics():

@@ -160,7 +160,9 @@ def test_batches_are_divided_or_refused(monkeypatch):
     processes.require_divisible(8, config)
     # 11 rows are two micro-batches of 8 / 2 over all processes, and 3 rows.
     (left,) = processes.warnings(11, config)
-    assert left.startswith("3 of 11 rows were left out")
+    assert left.startswith("3 of 11 rows were left out of each epoch, others each time")
+    (left,) = processes.warnings(11, config.model_copy(update={"loss_type": "kto"}))
+    assert "the same each time" in left
     with pytest.raises(DataError, match="7 rows are less than one batch of 8"):
         processes.require_divisible(7, config)
     with pytest.raises(ConfigError, match="12 is not divisible by 4 processes x 2"):

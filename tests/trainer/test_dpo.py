@@ -378,26 +378,21 @@ def test_margins_are_zero_before_the_first_step(uninterrupted):
 def test_a_reference_other_than_the_one_named_is_detected(
     clear_pairs, model_folder, other_model_folder, tmp_path, monkeypatch
 ):
-    load, loaded = dpo._load_model, []
-
-    def wrong_second(folder):
-        loaded.append(folder)
-        return load(folder if len(loaded) == 1 else other_model_folder)
-
-    monkeypatch.setattr(dpo, "_load_model", wrong_second)
+    load = dpo.load_language_model
+    monkeypatch.setattr(dpo, "load_language_model", lambda _: load(other_model_folder))
     with pytest.raises(ModelError, match=r"largest implicit reward is .* same weights hash"):
         run(clear_pairs, model_folder, tmp_path)
 
 
 def test_nan_weights_are_detected_before_training(clear_pairs, model_folder, tmp_path, monkeypatch):
-    load = dpo._load_model
+    load = dpo.load_language_model
 
     def with_nan(folder):
         model = load(folder)
         model.lm_head.weight.data[5, 5] = float("nan")
         return model
 
-    monkeypatch.setattr(dpo, "_load_model", with_nan)
+    monkeypatch.setattr(dpo, "load_language_model", with_nan)
     with pytest.raises(ModelError, match="implicit reward is nan"):
         run(clear_pairs, model_folder, tmp_path)
 

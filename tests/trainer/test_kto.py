@@ -2,10 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stages.errors import DataError
 from trainer.dpo import train_dpo
@@ -26,6 +28,9 @@ KTO = DPOTrainingConfig(
     threads=1,
 )
 """2 steps an epoch on 5 answers: the last micro-batch holds one. Checks at 3 and 4."""
+
+
+CPU = Path(__file__).resolve().parents[2] / "configs/accelerate/cpu.yaml"
 
 
 class Killed(BaseException):
@@ -127,6 +132,28 @@ def test_no_answer_is_its_own_mismatch(trainer):
     other = trainer.train_dataset["KL_completion_ids"]
     assert list(other[:4]) == [own[3], *own[:3]]
     assert other[4] == own[0]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(clear_pairs, model_folder, tmp_path):
+    """Gloo on a CPU. Each has half a micro-batch; the mismatched answers are the whole one's."""
+    good = clear_pairs.head(5).select("prompt", completion="chosen", label=pl.lit(value=True))
+    bad = clear_pairs.tail(3).select("prompt", completion="rejected", label=pl.lit(value=False))
+    rows = pl.concat([good, bad]).with_columns(answer_id=pl.format("a{}", pl.int_range(pl.len())))
+    one = run(rows, model_folder, tmp_path / "one")
+    config = KTO.model_copy(update={"accelerate": CPU})
+    two = run(rows, model_folder, tmp_path / "two", config)
+    assert json.loads((two.model_path / "manifest.json").read_text())["processes"] == 2
+    assert two.steps == one.steps == 4
+    expected, found = (
+        result.metrics.filter(~pl.col("metric").is_in(SPEEDS)).sort("step", "metric")
+        for result in (one, two)
+    )
+    assert max(values(one, "reference_point")) > 0.1, "0 would tell nothing of the answers"
+    assert found["metric"].to_list() == expected["metric"].to_list()
+    assert found["value"].to_list() == pytest.approx(expected["value"].to_list(), abs=1e-5)
+    weights, others = (load_file(each.model_path / "model.safetensors") for each in (one, two))
+    assert max((weights[name] - others[name]).abs().max() for name in weights) <= 1e-5
 
 
 def test_it_learns_and_says_so(trained, model_folder):

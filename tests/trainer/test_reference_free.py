@@ -57,12 +57,14 @@ def test_the_first_reward_is_beta_times_the_mean_token(simpo):
 
 
 def test_no_reference_is_loaded_or_computed(clear_pairs, model_folder, tmp_path, monkeypatch):
-    loaded, load = [], dpo._load_model
-    monkeypatch.setattr(dpo, "_load_model", lambda folder: loaded.append(folder) or load(folder))
+    loaded, load = [], dpo.load_language_model
+    monkeypatch.setattr(
+        dpo, "load_language_model", lambda folder: loaded.append(folder) or load(folder)
+    )
     unmeasured = StoppingConfig(kl_samples=0)
     config = SIMPO.model_copy(update={"loss_type": "orpo", "stopping": unmeasured})
     result = run(clear_pairs.head(8), model_folder, tmp_path, config, reference=tmp_path / "none")
-    assert loaded == [model_folder]
+    assert loaded == [], "the policy is loaded otherwise"
     assert not (tmp_path / "reference-log-probs").exists()
     assert all(math.isfinite(value) for value in result.metrics["value"])
     manifest = json.loads((result.model_path / "manifest.json").read_text())

@@ -6,9 +6,14 @@ import shutil
 
 import polars as pl
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from stages.errors import DataError, ModelError
+from stages.errors import ConfigError, DataError, ModelError
 from stages.reward_model import RewardModel
+from tests.trainer.test_adapters import logits
+from tests.trainer.test_dpo import Killed, stop_at
+from trainer.adapters import AdapterConfig, lora_config
 from trainer.heldout import split
 from trainer.reward_training import RewardObjective, _interval
 from trainer.reward_training_settings import RewardTrainingConfig
@@ -108,7 +113,6 @@ def test_the_result_says_how_it_was_made(trained, clear_pairs):
 def test_the_loss_is_bradley_and_terrys(settings, loss, clear_pairs, model_folder, tmp_path):
     from types import SimpleNamespace
 
-    import torch
     from transformers import AutoTokenizer
 
     config = QUICK.model_copy(update=settings)
@@ -128,15 +132,8 @@ def test_the_loss_is_bradley_and_terrys(settings, loss, clear_pairs, model_folde
 
 
 def test_stopped_and_resumed_has_the_same_bits(clear_pairs, eos_pads, trained, tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def kill(step, total):
-        if step == 5:
-            raise Killed
-
     with pytest.raises(Killed):
-        run(clear_pairs, eos_pads, tmp_path, progress=kill)
+        run(clear_pairs, eos_pads, tmp_path, progress=stop_at(5))
     resumed = run(clear_pairs, eos_pads, tmp_path)
     assert resumed.manifest["weights_hash"] == trained.manifest["weights_hash"]
     assert resumed.metrics.equals(trained.metrics)
@@ -150,6 +147,35 @@ def test_a_classifier_is_trained_on_with_its_head(trained, clear_pairs, tmp_path
         after["margin"], abs=1e-6
     )
     assert result.manifest["steps"] == 2
+
+
+def test_adapters_and_a_whole_head_are_trained_and_merged(clear_pairs, model_folder, tmp_path):
+    """Stopped and resumed to the same bits, and the same rewards as with the adapters beside."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    settings = {"adapter": AdapterConfig(rank=4, alpha=8), "learning_rate": 1e-2}
+    config = QUICK.model_copy(update=settings)
+    whole = run(clear_pairs, model_folder, tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        run(clear_pairs, model_folder, tmp_path, config, progress=stop_at(5))
+    result = run(clear_pairs, model_folder, tmp_path, config)
+    assert result.manifest["weights_hash"] == whole.manifest["weights_hash"]
+    fresh = RewardObjective(config).load(model_folder)
+    head, before = fresh.score.weight.clone(), logits(fresh)
+    adapted = PeftModel.from_pretrained(fresh, result.model_path / "adapter")
+    merged = AutoModelForSequenceClassification.from_pretrained(result.model_path)
+    torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-5, rtol=0)
+    assert (logits(merged) - before).abs().max() > 0.1
+    assert not torch.equal(merged.score.weight, head)
+    known = load_file(result.model_path / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-2] for name in known} == {"lora_A", "lora_B", "score"}
+    margins = scored_margins(result.model_path, split(clear_pairs, 0.25, 0)[1])
+    assert sum(margins) / 4 == pytest.approx(result.manifest["heldout"]["after"]["margin"])
+    with pytest.raises(ConfigError, match="'qlora' is not for reward models"):
+        RewardTrainingConfig.checked({"adapter": {"kind": "qlora"}})
+    with pytest.raises(ConfigError, match=r"no linear layers called \['score'\]"):
+        lora_config(AdapterConfig(target_modules=("score",)), fresh, "SEQ_CLS")
 
 
 def test_what_is_no_reward_model_is_refused(clear_pairs, trained, model_folder, tmp_path):

@@ -4,10 +4,13 @@ import json
 
 import polars as pl
 import pytest
+import torch
 
 from stages.content_ids import weights_hash
 from stages.errors import ConfigError, DataError, ModelError
 from tests.trainer.conftest import user
+from tests.trainer.test_adapters import logits
+from trainer.adapters import AdapterConfig
 from trainer.sft import SFTObjective
 from trainer.sft_data import check_conversations, tokenised
 from trainer.sft_settings import SFTTrainingConfig
@@ -146,7 +149,6 @@ def test_templates_that_spoil_turns_are_named(tokenizer_with):
 
 def test_the_loss_is_that_of_the_answers_tokens_alone(answers, trained, model_folder, tokenizer):
     """The mean of -log P over the held-out answers' tokens, EOS included, before any step."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     from trainer.heldout import split
@@ -214,6 +216,27 @@ def test_stopped_and_resumed_has_the_same_bits_and_is_not_repeated(
     assert resumed.metrics.equals(trained.metrics)
     again = run(answers, model_folder, tmp_path, progress=lambda *_: pytest.fail("trained again"))
     assert again.manifest == resumed.manifest
+
+
+def test_adapters_are_trained_alone_and_merged_to_a_hair(answers, model_folder, tmp_path):
+    """The result's held-out loss is the one measured with the adapters on."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = AdapterConfig(rank=4, alpha=8)
+    config = QUICK.model_copy(update={"adapter": adapter, "learning_rate": 1e-2})
+    result = run(answers, model_folder, tmp_path, config)
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    before = logits(base)
+    beside = logits(PeftModel.from_pretrained(base, result.model_path / "adapter"))
+    merged = logits(AutoModelForCausalLM.from_pretrained(result.model_path))
+    torch.testing.assert_close(merged, beside, atol=1e-5, rtol=0)
+    assert (merged - before).abs().max() > 0.1
+    losses = (result.manifest["heldout"][when]["loss"] for when in ("before", "after"))
+    assert next(losses) - next(losses) > 0.3
+    assert result.manifest["weights_hash"] == weights_hash(result.model_path)
+    card = (result.model_path / "README.md").read_text()
+    assert "| trained weights | lora of rank 4, alpha 8, on all linear layers; merged" in card
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_rows(answers, model_folder, tmp_path):
