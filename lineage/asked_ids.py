@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lineage.workspace import Workspace
 
 Asked = tuple[str, str]
-"""A kind (pair, candidate, prompt, export, run, round or model) and the whole id."""
+"""A kind (pair, candidate, prompt, export, run, round, training or model) and the whole id."""
 
 NAMED_TOGETHER = 5
 """Ids that fit, in an error: one fewer than are looked for."""
@@ -57,8 +57,8 @@ def resolve(workspace: Workspace, reader: RowReader, text: str) -> Asked:
         message = _erased(reader, text) or f"unknown id {text!r}{_nearest(reader, text)}"
     raise UnknownIdError(
         message,
-        expected="the id of a pair, candidate, prompt, export, run, round or model, its "
-        "beginning where only one begins so, or FILE:LINE",
+        expected="the id of a pair, candidate, prompt, export, run, round, training or model, "
+        "its beginning where only one begins so, or FILE:LINE",
         remedy=f"if it was made just now, {REBUILD}",
     )
 
@@ -182,12 +182,15 @@ _IDS = {
     "prompt": "SELECT prompt_id AS id FROM prompts UNION ALL SELECT prompt_id FROM pairs",
     "export": "SELECT export_id AS id FROM exports",
     "round": "SELECT round_id AS id FROM store.rounds",
+    "training": "SELECT training_id AS id FROM store.trainings",
     "run": "SELECT run_id AS id FROM runs",
     "model": "SELECT weights_hash AS id FROM candidates "
     "UNION ALL SELECT base_weights_hash FROM store.rounds "
-    "UNION ALL SELECT result_weights_hash FROM store.rounds",
+    "UNION ALL SELECT result_weights_hash FROM store.rounds "
+    "UNION ALL SELECT base_weights_hash FROM store.trainings "
+    "UNION ALL SELECT result_weights_hash FROM store.trainings",
 }
-"""By kind: the ids on record. Those of the first five begin with it."""
+"""By kind: the ids on record. Those of the first six begin with it."""
 
 _FITTING = "SELECT DISTINCT kind, id FROM ({}) WHERE {} ORDER BY id LIMIT 6"
 

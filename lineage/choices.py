@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stages.tables import EDITED, EDITED_STRATEGY
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,6 +24,7 @@ WANTED = {
     "best_vs_quantile": "nearest to the configured quantile of the prompt's scores",
     "best_vs_mean_minus_2_sigma": "nearest to the prompt's mean less the configured deviations",
     "reference_over_sampled": "drawn by a hash from those below the reference answer",
+    EDITED_STRATEGY: "the lowest score",
 }
 """What each strategy of one pair a prompt looks for in the rejected."""
 
@@ -78,7 +81,7 @@ def _choice(row: Row, prompt: _Prompt) -> Row:
         for role in ("chosen", "rejected")
         if any(pair[f"{role}_candidate_id"] == own for pair in prompt.pairs)
     ]
-    reason = _why_paired(roles, prompt) if roles else _why_not(row, prompt)
+    reason = _why_paired(row, roles, prompt) if roles else _why_not(row, prompt)
     role = "both" if len(roles) > 1 else next(iter(roles), None)
     return {"candidate_id": own, "role": role, "score": prompt.scores.get(own), "reason": reason}
 
@@ -89,22 +92,30 @@ def _left_out(row: Row, strategy: str) -> str:
         return "planted to measure scorers: never in a pair"
     if row["weights_hash"] == REFERENCE and strategy != "reference_over_sampled":
         return "a reference answer: this strategy pairs sampled ones"
+    if row["weights_hash"] == EDITED and strategy != EDITED_STRATEGY:
+        return "an edited answer: this strategy pairs sampled ones"
     return ""
 
 
-def _why_paired(roles: list[str], prompt: _Prompt) -> str:
+def _why_paired(row: Row, roles: list[str], prompt: _Prompt) -> str:
+    if row["weights_hash"] == EDITED:
+        return "the edited answer"
     if prompt.strategy in WIDEST:
         return f"in the {len(prompt.pairs)} widest pairs of the prompt"
     if roles == ["rejected"]:
         return WANTED.get(prompt.strategy, prompt.strategy)
     if prompt.strategy == "reference_over_sampled":
         return "the reference answer"
+    if prompt.strategy == EDITED_STRATEGY and len(roles) > 1:
+        return "above the lowest score, and edited"
     return "the highest score"
 
 
 def _why_not(row: Row, prompt: _Prompt) -> str:
     if reason := _left_out(row, prompt.strategy):
         return reason
+    if row["weights_hash"] == EDITED and row["error"]:
+        return f"not to be used: {row['error']}"
     score = prompt.scores.get(row["candidate_id"])
     if score is None:
         mixed = prompt.pairing.get("weights") and any(s["score"] is not None for s in row["scores"])
@@ -133,6 +144,8 @@ def _why_no_pair(prompt: _Prompt) -> str:
 def _why_another(score: float, prompt: _Prompt) -> str:
     """Return why a scored candidate is not in the prompt's one pair."""
     made = prompt.pairs[0]
+    if prompt.strategy == EDITED_STRATEGY:
+        return "neither edited nor the lowest score"
     if score == made["chosen_score"]:
         return "as high as the chosen; a hash of seed and id decided"
     if prompt.strategy == "best_vs_worst":

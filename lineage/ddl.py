@@ -87,20 +87,25 @@ def create_record_table(schema: Table) -> str:
 
 
 def create_store_view(schema: Table, paths: Sequence[str]) -> str:
-    """The statement that makes the view of a table's part-files in schema ``store``.
+    """The statement that makes the view of a table's part-files in schema ``store``."""
+    view = f"CREATE OR REPLACE VIEW store.{identifier(schema.name)}"
+    return f"{view} AS {select_rows(schema, paths)}"
+
+
+def select_rows(schema: Table, paths: Sequence[str]) -> str:
+    """The query of the rows of a table's part-files, with their stage keys.
 
     Columns are named one by one: a ``NAME=VALUE`` folder above the workspace would otherwise show
     up as a hive column of its own.
     """
-    view = f"CREATE VIEW store.{identifier(schema.name)} AS"
     if not paths:
         empty = ", ".join(
             f"CAST(NULL AS {sql_type(c.type)}) AS {identifier(c.name)}" for c in schema.columns
         )
-        return f"{view} SELECT {empty}, CAST(NULL AS VARCHAR) AS {STAGE_KEY} WHERE false"
+        return f"SELECT {empty}, CAST(NULL AS VARCHAR) AS {STAGE_KEY} WHERE false"
     files = ", ".join(literal(path) for path in paths)
     options = f"hive_partitioning = true, hive_types = {{'{STAGE_KEY}': VARCHAR}}"
-    return f"{view} SELECT {_columns(schema)} FROM read_parquet([{files}], {options})"  # noqa: S608 - quoted
+    return f"SELECT {_columns(schema)} FROM read_parquet([{files}], {options})"  # noqa: S608 - quoted
 
 
 def create_main_view(schema: Table) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from stages.content_ids import content_hash
-from stages.tables import EXPORTS, ROUNDS, VALIDATIONS
+from stages.tables import EXPORTS, ROUNDS, TRAININGS, VALIDATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ROUND = "round_"
 """What stands before the training's stage key in a round's id."""
+
+TRAINING = "training_"
+"""The same in the id of a training on a file."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,35 @@ def files_made(parts: Mapping[str, Sequence[str]]) -> dict[str, list[MadeFile]]:
         exports[row["export_id"]] = thing
         made[row["stage_key"]].append(MadeFile(thing, row["rows"]))
     rounds = {row["round_id"]: row for row in _rows(parts[ROUNDS.name])}
-    models = {
-        row["result_weights_hash"]: Thing(
-            "model", row["result_path"], row["result_weights_hash"], row["round_id"][len(ROUND) :]
-        )
+    trainings = _rows(parts[TRAININGS.name])
+    models = {row["result_weights_hash"]: _model(row, row["stage_key"]) for row in trainings}
+    models |= {
+        row["result_weights_hash"]: _model(row, row["round_id"][len(ROUND) :])
         for row in rounds.values()
     }
     for row in rounds.values():
-        before = {row["base_weights_hash"], row["reference_weights_hash"]}
-        inputs = [models.get(name, Thing("model", name, name, None)) for name in sorted(before)]
+        inputs = _models_before(row, models)
         inputs += [exports[row["export_id"]]] if row["export_id"] in exports else []
         model = models[row["result_weights_hash"]]
         made[str(model.stage_key)].append(MadeFile(model, row["pairs"], tuple(inputs)))
+    by_content = {export.hash: export for export in exports.values()}
+    for row in trainings:
+        data = Thing("file", row["data_path"], row["data_sha256"], None)
+        inputs = [*_models_before(row, models), by_content.get(row["data_sha256"], data)]
+        model = _model(row, row["stage_key"])
+        made[row["stage_key"]].append(MadeFile(model, row["rows"], tuple(inputs)))
     return made
+
+
+def _model(row: Mapping[str, Any], stage_key: str) -> Thing:
+    """Return the result of a round or of a training on a file."""
+    return Thing("model", row["result_path"], row["result_weights_hash"], stage_key)
+
+
+def _models_before(row: Mapping[str, Any], models: Mapping[str, Thing]) -> list[Thing]:
+    """Return the model that was trained and its reference, made where that is known."""
+    before = {row["base_weights_hash"], row["reference_weights_hash"]} - {None}
+    return [models.get(name, Thing("model", name, name, None)) for name in sorted(before)]
 
 
 def _rows(paths: Sequence[str]) -> list[dict[str, Any]]:

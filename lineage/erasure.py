@@ -31,7 +31,15 @@ from lineage.workspace import (
 )
 from stages.content_ids import file_sha256
 from stages.errors import UnknownIdError
-from stages.tables import CANDIDATES, DROPPED_PROMPTS, EXPORT_ROWS, EXPORTS, JUDGMENTS, table
+from stages.tables import (
+    CANDIDATES,
+    DROPPED_PROMPTS,
+    EDITS,
+    EXPORT_ROWS,
+    EXPORTS,
+    JUDGMENTS,
+    table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +75,7 @@ class Ids:
             "prompts": prompt,
             DROPPED_PROMPTS.name: prompt | alike,
             CANDIDATES.name: prompt,
+            EDITS.name: prompt,
             JUDGMENTS.name: judged | other,
             "scores": prompt,
             "pairs": prompt,
@@ -230,7 +239,7 @@ def _ids_and_words(workspace: Workspace, prompt_id: str) -> tuple[Ids, set[str]]
                 words.update(_texts(value))
 
     about = Ids(prompt_id).of_tables
-    for name in ("prompts", DROPPED_PROMPTS.name):
+    for name in ("prompts", DROPPED_PROMPTS.name, EDITS.name):
         for frame in _picked(workspace, name, about[name]):
             note(name, frame)
     for frame in _picked(workspace, CANDIDATES.name, about[CANDIDATES.name]):
@@ -264,13 +273,18 @@ def _rows_about(workspace: Workspace, ids: Ids) -> Iterator[tuple[Path, int]]:
 
 
 def _rounds(workspace: Workspace, ids: Ids) -> list[str]:
-    """Return the rounds that trained on an export with one of the pairs."""
+    """Return the rounds, and trainings on files, that used an export with one of the pairs."""
     exported: set[str] = set()
     for frame in _picked(workspace, EXPORT_ROWS.name, ids.of_tables[EXPORT_ROWS.name]):
         exported.update(frame["export_id"])
     trained: set[str] = set()
     for frame in _picked(workspace, "rounds", pl.col("export_id").is_in(list(exported))):
         trained.update(frame["round_id"])
+    contents: set[str] = set()
+    for frame in _picked(workspace, EXPORTS.name, pl.col("export_id").is_in(list(exported))):
+        contents.update(frame["sha256"])
+    for frame in _picked(workspace, "trainings", pl.col("data_sha256").is_in(list(contents))):
+        trained.update(frame["training_id"])
     return sorted(trained)
 
 

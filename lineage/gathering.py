@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,10 +15,10 @@ import pyarrow.parquet as pq
 
 from lineage.edges import edges, files_made
 from lineage.liveness import standing
-from lineage.records import record_row
+from lineage.records import FILE_TRAININGS, record_row
 from lineage.removal import Removal, load_removal
 from lineage.workspace import load_stage_record
-from stages.content_ids import file_sha256
+from stages.content_ids import content_hash, file_sha256
 from stages.errors import DataError
 from stages.tables import (
     ALL_TABLES,
@@ -32,8 +35,8 @@ from stages.tables import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
+    from lineage.known import Known
     from lineage.workspace import Dataset, Part, StageRecord, Workspace
 
 RECORD_FILES = {
@@ -64,9 +67,18 @@ class Problem:
 class Facts:
     """Rows of the record tables, paths of the part-files, and what was set aside."""
 
+    root: Path
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     parts: dict[str, list[str]] = field(default_factory=lambda: {t.name: [] for t in ROW_TABLES})
+    checked: dict[str, str] = field(default_factory=dict)
+    """A part-file of ``parts``, from the workspace, to its stamp."""
     problems: list[Problem] = field(default_factory=list)
+
+    def set_aside(self, table_name: str, path: str, problem: str) -> None:
+        """Leave out a part-file that was taken in."""
+        del self.checked[path]
+        self.parts[table_name].remove(str(self.root / path))
+        self.problems.append(Problem(path, problem))
 
     def record_table(self, schema: Table) -> pa.Table:
         """The rows of a record table, sorted by its key, one a key."""
@@ -75,15 +87,17 @@ class Facts:
         return pa.Table.from_pylist(rows, schema=schema.arrow_schema)
 
 
-def gather(workspace: Workspace, *, verify_hashes: bool = False) -> Facts:
+def gather(workspace: Workspace, known: Known, *, verify_hashes: bool = False) -> Facts:
     """Return all that the files of ``workspace`` say.
+
+    Of part-files that are ``known`` the footer is not checked again.
 
     Files are read against the order they are written in (a stage's output, then its run's record
     of it), so that a stage that finishes meanwhile is seen with its rows or not at all.
     ``verify_hashes`` reads every part-file whole; otherwise only its footer is checked.
     """
-    facts = Facts()
     root = workspace.root.resolve()
+    facts = Facts(root)
     for pattern, schema in RECORD_FILES.items():
         facts.rows[schema.name] = _records(root, pattern, schema, facts)
     for run in facts.rows[RUNS.name]:
@@ -95,7 +109,7 @@ def gather(workspace: Workspace, *, verify_hashes: bool = False) -> Facts:
         for dataset in record.outputs:
             for part in dataset.parts:
                 verify = verify_hashes and not (removed and part.path in removed.files)
-                _add_part(dataset, part, root, facts, verify_hash=verify)
+                _add_part(dataset, part, facts, known, verify_hash=verify)
     made = files_made(facts.parts)
     facts.rows[STAGE_OUTPUTS.name] = [_stage_output(r, removals) for r in records]
     facts.rows[ARTIFACTS.name] = [
@@ -182,7 +196,7 @@ def _pages(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "path": f"runs/{run['run_id']}/{name}",
         }
         for run in runs
-        if run["ended_at"] is not None and run["flow"] != "sweep"
+        if run["ended_at"] is not None and run["flow"] not in ("sweep", *FILE_TRAININGS)
         for name in PAGES
     ]
 
@@ -197,23 +211,41 @@ def _mark_removed(artifacts: list[dict[str, Any]], removals: Iterable[Removal]) 
         row["removed_at"] = removed_at.get(row["path"])
 
 
-def _add_part(dataset: Dataset, part: Part, root: Path, facts: Facts, *, verify_hash: bool) -> None:
+def _add_part(
+    dataset: Dataset, part: Part, facts: Facts, known: Known, *, verify_hash: bool
+) -> None:
     folder = f"store/{dataset.table}/stage_key={dataset.stage_key}/"
+    path = f"{facts.root}/{part.path}"
     try:
         if dataset.table not in facts.parts:
             raise ValueError(f"unknown table {dataset.table!r}")  # noqa: TRY301
         if not part.path.startswith(folder) or ".." in part.path:
             raise ValueError(f"expected a file in {folder}")  # noqa: TRY301
-        _check_part(root / part.path, part, ALL_TABLES[dataset.table])
-        if verify_hash and file_sha256(root / part.path) != part.sha256:
+        stamp = _stamp(path, dataset.table, part)
+        if stamp != known.parts.get(part.path):
+            _check_part(path, part, ALL_TABLES[dataset.table])
+        if verify_hash and file_sha256(Path(path)) != part.sha256:
             raise ValueError("its bytes are not those recorded (SHA-256 differs)")  # noqa: TRY301
     except (OSError, ValueError, pa.ArrowException) as error:
         facts.problems.append(Problem(part.path, str(error)))
     else:
-        facts.parts[dataset.table].append(str(root / part.path))
+        facts.parts[dataset.table].append(path)
+        facts.checked[part.path] = stamp
 
 
-def _check_part(path: Path, part: Part, schema: Table) -> None:
+def _stamp(path: str, table_name: str, part: Part) -> str:
+    """Return what changes when the file, its record or its table's schema does."""
+    now = os.stat(path)  # noqa: PTH116 - thousands of files
+    file = f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino}"
+    return f"{file} {part.rows} {_schema_hash(table_name)}"
+
+
+@functools.cache
+def _schema_hash(table_name: str) -> str:
+    return content_hash(str(ALL_TABLES[table_name].arrow_schema))
+
+
+def _check_part(path: str, part: Part, schema: Table) -> None:
     metadata = pq.read_metadata(path)
     if metadata.num_rows != part.rows:
         raise ValueError(f"{metadata.num_rows} rows, expected {part.rows}")

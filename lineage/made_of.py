@@ -37,6 +37,7 @@ def _run(reader: RowReader, run_id: str) -> Row:
         "pairs": reader.rows(_FATES_OF_RUN, run_id),
         "exports": reader.rows(_EXPORTS_OF_RUN, run_id),
         "rounds": reader.rows(f"{_ROUNDS} WHERE run_id = ?", run_id),
+        "trainings": reader.rows(f"{_TRAININGS} WHERE run_id = ?", run_id),
         "config": config,
     }
 
@@ -44,19 +45,34 @@ def _run(reader: RowReader, run_id: str) -> Row:
 def _round(reader: RowReader, round_id: str) -> Row:
     rounds = reader.rows(f"{_ROUNDS} WHERE round_id = ?", round_id)
     export_ids = [row["export_id"] for row in rounds]
+    results = [row["result_weights_hash"] for row in rounds]
     return {
         "rounds": rounds,
         "exports": reader.rows(_EXPORTS_NAMED, export_ids),
         "evaluations": reader.rows(_EVALUATIONS, round_id),
         "gates": reader.rows(_GATES, round_id),
         "metrics": reader.rows(_LAST_METRICS, round_id),
-        "next_rounds": _rounds_upon(reader, [row["result_weights_hash"] for row in rounds]),
+        "next_trainings": _trainings_upon(reader, results),
+        "next_rounds": _rounds_upon(reader, results),
+    }
+
+
+def _training(reader: RowReader, training_id: str) -> Row:
+    trainings = reader.rows(f"{_TRAININGS} WHERE training_id = ?", training_id)
+    results = [row["result_weights_hash"] for row in trainings]
+    return {
+        "trainings": trainings,
+        "metrics": reader.rows(_LAST_METRICS, training_id),
+        "next_trainings": _trainings_upon(reader, results),
+        "next_rounds": _rounds_upon(reader, results),
     }
 
 
 def _model(reader: RowReader, weights_hash: str) -> Row:
     return {
         "made_by": reader.rows(f"{_ROUNDS} WHERE result_weights_hash = ?", weights_hash),
+        "trainings": reader.rows(f"{_TRAININGS} WHERE result_weights_hash = ?", weights_hash),
+        "next_trainings": _trainings_upon(reader, [weights_hash]),
         "next_rounds": _rounds_upon(reader, [weights_hash]),
         "answers": reader.rows(_ANSWERS, weights_hash),
     }
@@ -66,10 +82,16 @@ def _rounds_upon(reader: RowReader, weights: list[str]) -> list[Row]:
     return reader.rows(f"{_ROUNDS} WHERE list_contains(?::VARCHAR[], base_weights_hash)", weights)
 
 
+def _trainings_upon(reader: RowReader, weights: list[str]) -> list[Row]:
+    upon = f"{_TRAININGS} WHERE list_contains(?::VARCHAR[], base_weights_hash)"
+    return reader.rows(upon, weights)
+
+
 MADE_OF: dict[str, Callable[[RowReader, str], Row]] = {
     "export": _export,
     "run": _run,
     "round": _round,
+    "training": _training,
     "model": _model,
 }
 """By kind: the facts of one id."""
@@ -80,6 +102,17 @@ _ROUNDS = """
             base_weights_hash, reference_weights_hash, result_weights_hash, result_path, pairs,
             steps, sampled_difference, sampled_low, sampled_high
         FROM rounds ORDER BY run_id, round_id
+    )"""
+
+_TRAININGS = """
+    FROM (
+        SELECT DISTINCT t.training_id, t.objective, s.run_id, t.data_path, t.data_sha256,
+            e.export_id, t.base_weights_hash, t.reference_weights_hash, t.result_weights_hash,
+            t.result_path, t.rows, t.heldout_rows, t.steps
+        FROM store.trainings AS t
+        JOIN stage_runs AS s ON s.stage_key = t.stage_key
+        LEFT JOIN exports AS e ON e.sha256 = t.data_sha256
+        ORDER BY s.run_id, t.training_id, e.export_id
     )"""
 
 _RUNS_OF_EXPORT = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from lineage.story import add_round, known, line, number
+from lineage.story import add_round, add_training, known, line, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,8 @@ def _add_run(tree: Tree, facts: Facts) -> None:
     _add_rows(tree, "exports", facts["exports"])
     for training in facts["rounds"]:
         add_round(tree, training)
+    for training in facts["trainings"]:
+        add_training(tree, training)
     config = tree.add(line(("configuration", "bold")))
     for section, value in facts["config"].items():
         config.add(line((f"{section}: ", ""), (json.dumps(value, ensure_ascii=False), "dim")))
@@ -66,21 +68,37 @@ def _add_round(tree: Tree, facts: Facts) -> None:
     _add_next(tree, facts)
 
 
+def _add_training(tree: Tree, facts: Facts) -> None:
+    for row in facts["trainings"]:
+        add_training(tree, row)
+        _add_known(tree, row, "rows", "heldout_rows", "steps")
+        _add_known(tree, row, "data_path", "data_sha256", "export_id")
+        _add_known(tree, row, "base_weights_hash", "reference_weights_hash")
+        _add_known(tree, row, "result_weights_hash", "result_path")
+    _add_rows(tree, "metrics at their last step", facts["metrics"])
+    _add_next(tree, facts)
+
+
 def _add_model(tree: Tree, facts: Facts) -> None:
     for row in facts["made_by"]:
         add_round(tree, row)
         _add_known(tree, row, "base_weights_hash", "result_path")
-    if not facts["made_by"]:
-        tree.add(line(("no round on record made it: it came from outside", "yellow")))
+    for row in facts["trainings"]:
+        add_training(tree, row)
+        _add_known(tree, row, "data_path", "base_weights_hash", "result_path")
+    if not facts["made_by"] and not facts["trainings"]:
+        tree.add(line(("nothing on record made it: it came from outside", "yellow")))
     _add_rows(tree, "answers that it gave", facts["answers"])
     _add_next(tree, facts)
 
 
 def _add_next(tree: Tree, facts: Facts) -> None:
-    if facts["next_rounds"]:
+    if facts["next_rounds"] or facts["next_trainings"]:
         branch = tree.add(line(("trained on from here", "bold")))
         for row in facts["next_rounds"]:
             add_round(branch, row)
+        for row in facts["next_trainings"]:
+            add_training(branch, row)
 
 
 def _add_known(tree: Tree, row: Facts, *names: str) -> None:
@@ -98,6 +116,7 @@ ADD: dict[str, Callable[[Tree, Facts], None]] = {
     "export": _add_export,
     "run": _add_run,
     "round": _add_round,
+    "training": _add_training,
     "model": _add_model,
 }
 """By kind: what adds its facts to the tree."""

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 LATEST = "latest"
 """In place of a run id: the run that was started last, those of ``BESIDE`` aside."""
 
-BESIDE = ("sweep", "card")
-"""Flows that look at what others made."""
+FILE_TRAININGS = ("sft", "reward-model", "train-file")
+"""Flows that train on a file, for runs to begin with or to be scored by; they have no pages."""
+
+BESIDE = ("sweep", "card", *FILE_TRAININGS)
+"""Flows that make no dataset: most of them look at what others made."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,12 @@ class RunRecord:
     ended_at: str | None = None
     attempts: int = 1
     error: str | None = None
+
+    @property
+    def continued_by(self) -> str:
+        """The command that goes on with it if it died."""
+        again = self.flow if self.flow in BESIDE else f"resume {self.run_id}"
+        return f"prefmill {again}"
 
     def ended_before(self, other: RunRecord) -> bool:
         """Return whether it had ended when ``other`` was first started."""

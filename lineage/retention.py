@@ -30,14 +30,14 @@ from lineage.workspace import outputs_locked, read_stage_record
 from stages.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
     from lineage.records import RunRecord
     from lineage.workspace import Workspace
 
-CACHES = ("checkpoints", "reference-log-probs")
-"""Folders of a training's leftovers, each in a folder of its own; made again where needed."""
+CACHES = ("checkpoints/*/", "reference-log-probs/*/", "models/average_*/")
+"""Folders of a training's leftovers, and moving averages of policies; made again where needed."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def plan(workspace: Workspace, retention: Retention, now: dt.datetime | None = N
     old = retention.old(runs, now or dt.datetime.now(dt.UTC))
     old = _with_sweeps(runs, old, keys)
     kept = [run for run in runs if run not in old]
-    in_use = _in_use(workspace, kept)
+    named = _models_named(workspace, kept)
+    in_use = {name[len(ROUND) :] for name in named if name.startswith(ROUND)}
     shared = {key for run in kept for key in keys[run.run_id].values()}
     mine = {key for run in old for key in keys[run.run_id].values()}
     made = Plan([run.run_id for run in old])
@@ -116,10 +117,12 @@ def plan(workspace: Workspace, retention: Retention, now: dt.datetime | None = N
         if removed is None or not removed.done:
             made.parts[key] = _parts_with_words(workspace, key)
             made.files[key] = _files_of(workspace, key)
+        elif _holds_no_file(exported := workspace.exports / key):
+            made.files[key] = [exported]
     for run in old:
         page = workspace.runs / run.run_id / "report.html"
         made.files[run.run_id] = [page] if page.is_file() else []
-    made.caches = _stale_caches(workspace, kept)
+    made.caches = _stale_caches(workspace, kept, named)
     made.parts = {key: parts for key, parts in made.parts.items() if parts}
     made.files = {key: files for key, files in made.files.items() if files}
     return made
@@ -146,12 +149,13 @@ def _with_sweeps(
     ]
 
 
-def _in_use(workspace: Workspace, kept: Iterable[RunRecord]) -> set[str]:
-    """Return the keys of trainings whose model is promoted, or named by a kept run."""
-    named = [json.dumps(run.config) for run in kept]
-    named += [path.read_text() for path in workspace.models.glob("*.promoted.json")]
-    folders = [path.name for path in workspace.models.glob(f"{ROUND}*")]
-    return {name[len(ROUND) :] for name in folders if any(name in text for text in named)}
+def _models_named(workspace: Workspace, kept: Iterable[RunRecord]) -> set[str]:
+    """Return the folders of models that are promoted, or named by a kept run or an open series."""
+    texts = [json.dumps(run.config) for run in kept]
+    texts += [path.read_text() for path in workspace.models.glob("*.promoted.json")]
+    texts += [path.read_text() for path in workspace.store.glob("series/*.json")]
+    folders = (path.name for path in workspace.models.glob("*/"))
+    return {name for name in folders if any(name in text for text in texts)}
 
 
 def _parts_with_words(workspace: Workspace, key: str) -> list[tuple[str, Path]]:
@@ -176,14 +180,21 @@ def _files_of(workspace: Workspace, key: str) -> list[Path]:
     return [*sorted(exports), *(path for path in others if path.exists())]
 
 
-def _stale_caches(workspace: Workspace, kept: Sequence[RunRecord]) -> list[Path]:
-    """Return the caches that were last written before the oldest kept run was started."""
+def _holds_no_file(folder: Path) -> bool:
+    return folder.is_dir() and not any(path.is_file() for path in folder.rglob("*"))
+
+
+def _stale_caches(
+    workspace: Workspace, kept: Sequence[RunRecord], named: Collection[str]
+) -> list[Path]:
+    """Return the caches last written before the oldest kept run was started, and not ``named``."""
     oldest = min((_started(run) for run in kept), default=None)
     return [
         folder
-        for name in CACHES
-        for folder in sorted((workspace.root / name).glob("*"))
-        if oldest is None or folder.stat().st_mtime < oldest.timestamp()
+        for pattern in CACHES
+        for folder in sorted(workspace.root.glob(pattern))
+        if folder.name not in named
+        and (oldest is None or folder.stat().st_mtime < oldest.timestamp())
     ]
 
 
@@ -220,6 +231,8 @@ def _remove(workspace: Workspace, key: str, planned: Plan) -> Removal:
     for path in planned.files.get(key, ()):
         files[workspace.relative(path)] = size(path)
         delete(path)
+    if _holds_no_file(exported := workspace.exports / key):
+        delete(exported)
     removal = Removal(key, at, files)
     write_removal(workspace, removal)
     return removal

@@ -70,6 +70,8 @@ class RowStory:
             node.add(line(("no completion: ", "bold red"), (self._text(str(row["error"])), "red")))
         else:
             node.add(line((self._text(row["completion"]), style)))
+        if edit := row["edit"]:
+            self._add_edit(node, edit)
         names = ("generator", "model", "system_prompt", "temperature", "seed", "logprob_sum")
         settings = known(
             sample=row["sample_index"],
@@ -85,6 +87,14 @@ class RowStory:
             node.add(line(by, (value, "bold"), (f"  ({rest})", "dim")))
         for verdict in row["judgments"]:
             self._add_verdict(node, verdict)
+
+    def _add_edit(self, node: Tree, edit: dict[str, Any]) -> None:
+        told = known(instruction=edit["instruction_hash"])
+        node.add(
+            line(("an edit of ", ""), (edit["edited_candidate_id"], "cyan"), (f"  {told}", "dim"))
+        )
+        if edit["unusable_text"]:
+            node.add(line(("what came: ", "yellow"), (self._text(edit["unusable_text"]), "dim")))
 
     def _add_verdict(self, node: Tree, verdict: dict[str, Any]) -> None:
         missing = f"missing: {self._text(verdict['error'] or 'not parsed')}"

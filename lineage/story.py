@@ -26,7 +26,7 @@ MOST_CHARACTERS, MOST_LINES = 1000, 20
 
 @dataclass(frozen=True)
 class Story:
-    """What led to one pair, candidate, prompt, export, run, round or model: its ``kind``."""
+    """What led to one thing of a ``kind``: pair, candidate, prompt, export, run, round ..."""
 
     kind: str
     id: str
@@ -102,5 +102,16 @@ def add_round(node: Tree, row: dict[str, Any]) -> None:
             (f" of run {row['run_id']}: ", ""),
             verdict,
             (f"  {gain}", "dim"),
+        )
+    )
+
+
+def add_training(node: Tree, row: dict[str, Any]) -> None:
+    """Add what a training on a file was for."""
+    node.add(
+        line(
+            (f"trained on a file ({row['objective']}): ", ""),
+            (row["training_id"], "cyan"),
+            (f" of run {row['run_id']}", ""),
         )
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Story", "render", "why"]
 
-ACCOUNT_KEYS = ("prompts_key", "candidates_key", "judge_keys", "score_key")
+ACCOUNT_KEYS = ("prompts_key", "candidates_key", "edit_key", "judge_keys", "score_key")
 """Runs that share these outputs have the same candidates with the same verdicts."""
 USE_KEYS = ("stage", "pair_key", "noise_key", "filter_key", "export_key")
 """Runs that share these too made the same of them."""
@@ -26,7 +26,7 @@ PLACING = ("source", "stratum", "split", "verifier", "ground_truth")
 
 
 def why(workspace: Workspace, asked: str, run_id: str | None = None) -> Story:
-    """Return the story of a pair, candidate, prompt, export, run, round or model.
+    """Return the story of a pair, candidate, prompt, export, run, round, training or model.
 
     ``asked`` is an id, its beginning where only one id begins so (with or without ``pair_`` and
     the like), ``latest`` (run), or ``FILE:LINE`` of an export, from 1. ``run_id`` (or its
@@ -104,6 +104,7 @@ class _RowsByStage:
             }
         )
         self._candidates = reader.rows(_CANDIDATES, prompt_id, keys)
+        self._edits = reader.rows(_OF_PROMPT.format("edits", "candidate_id"), prompt_id, keys)
         self._scores = reader.rows(_OF_PROMPT.format("scores", "scorer"), prompt_id, keys)
         self._pairs = reader.rows(_OF_PROMPT.format("pairs", "pair_id"), prompt_id, keys)
         scored = [*self._candidates, *self._scores]
@@ -123,13 +124,14 @@ class _RowsByStage:
         }
 
     def candidates(self, use: Row) -> list[Row]:
-        """The candidates of one use, each with its scores and raw verdicts.
+        """The candidates of one use, each with its scores, raw verdicts and, if it is one, edit.
 
         `removed`: its text was taken from the workspace. Where its row was too, its scores tell of
         it, and the columns of `candidates` are null.
         """
         scores = _of(self._scores, [use["score_key"]])
-        known = _of(self._candidates, [use["candidates_key"]])
+        known = _of(self._candidates, [use["candidates_key"], use["edit_key"]])
+        edits = {row["candidate_id"]: row for row in _of(self._edits, [use["edit_key"]])}
         ids = {row["candidate_id"] for row in known}
         gone = dict.fromkeys(s["candidate_id"] for s in scores if s["candidate_id"] not in ids)
         lost = [dict.fromkeys(CANDIDATES.column_names) | {"candidate_id": one} for one in gone]
@@ -138,6 +140,7 @@ class _RowsByStage:
             {
                 **row,
                 "removed": row["completion"] is None and row["error"] is None,
+                "edit": edits.get(row["candidate_id"]),
                 "scores": [s for s in scores if s["candidate_id"] == row["candidate_id"]],
                 "judgments": [
                     v
@@ -205,6 +208,7 @@ _PLACES = {
 _USES = """
     SELECT * FROM candidate_outputs
     WHERE list_contains($1::VARCHAR[], candidates_key)
+        OR list_contains($1::VARCHAR[], edit_key)
         OR list_contains($1::VARCHAR[], score_key)
         OR list_contains($1::VARCHAR[], pair_key)
         -- An evaluation answers the held-out prompts alone.

@@ -6,6 +6,7 @@
 --   started_at: the run's first start
 --   stage: the stage
 --   candidates_key: stage_key of the candidates
+--   edit_key: stage_key of the edited answers among them; null where none were edited
 --   prompts_key: stage_key of the run's prompts
 --   judge_keys: stage_keys of these candidates' judgments, one per scorer
 --   score_key: stage_key of their scores
@@ -21,6 +22,7 @@ SELECT
     runs.started_at,
     s.stage,
     s.stage_key AS candidates_key,
+    CASE WHEN s.stage = 'generate' THEN k.edit_key END AS edit_key,
     k.prompts_key,
     -- An evaluation keeps candidates, judgments and scores in one output.
     CASE WHEN s.stage = 'generate' THEN k.judge_keys ELSE [s.stage_key] END AS judge_keys,

@@ -7,34 +7,45 @@
 --   share_of_other: these / pairs that the later one drops; 1: the earlier one leaves it nothing
 CREATE VIEW filter_overlap AS
 WITH
-dropping AS (
-    SELECT stage_key, pair_id, position, filter FROM decisions WHERE NOT kept
+-- In one pass and by run_id: a question about one run reads that run's rulings alone.
+of_pair AS (
+    SELECT k.run_id, d.pair_id, list({'position': d.position, 'filter': d.filter}) AS filters
+    FROM run_stages AS k
+    INNER JOIN decisions AS d ON d.stage_key = k.filter_key
+    WHERE NOT d.kept
+    GROUP BY k.run_id, d.pair_id
 ),
-alone AS (
-    SELECT stage_key, filter, count(*) AS pairs FROM dropping GROUP BY ALL
+earlier AS (
+    SELECT run_id, filters, unnest(filters) AS a FROM of_pair
 ),
-shared AS (
+both_drop AS (
+    SELECT run_id, a, unnest(filters) AS b FROM earlier
+),
+-- A filter with itself: all pairs that it drops.
+counted AS (
     SELECT
-        a.stage_key,
-        a.filter,
+        run_id,
+        a.filter AS filter,
         b.filter AS other,
-        count(*) AS pairs,
         any_value(a.position) AS first_position,
-        any_value(b.position) AS other_position
-    FROM dropping AS a
-    INNER JOIN dropping AS b
-        ON b.stage_key = a.stage_key AND b.pair_id = a.pair_id AND b.position > a.position
-    GROUP BY ALL
+        any_value(b.position) AS other_position,
+        count(*) AS pairs
+    FROM both_drop
+    WHERE b.position >= a.position
+    GROUP BY run_id, a.filter, b.filter
+),
+shares AS (
+    SELECT
+        *,
+        pairs / max(pairs) FILTER (WHERE filter = other) OVER (
+            PARTITION BY run_id, filter
+        ) AS share_of_filter,
+        pairs / max(pairs) FILTER (WHERE filter = other) OVER (
+            PARTITION BY run_id, other
+        ) AS share_of_other
+    FROM counted
 )
-SELECT
-    k.run_id,
-    o.filter,
-    o.other,
-    o.pairs,
-    o.pairs / earlier.pairs AS share_of_filter,
-    o.pairs / later.pairs AS share_of_other
-FROM run_stages AS k
-INNER JOIN shared AS o ON o.stage_key = k.filter_key
-INNER JOIN alone AS earlier ON earlier.stage_key = o.stage_key AND earlier.filter = o.filter
-INNER JOIN alone AS later ON later.stage_key = o.stage_key AND later.filter = o.other
-ORDER BY k.run_id, o.first_position, o.other_position;
+SELECT run_id, filter, other, pairs, share_of_filter, share_of_other
+FROM shares
+WHERE filter <> other
+ORDER BY run_id, first_position, other_position;

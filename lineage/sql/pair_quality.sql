@@ -23,14 +23,41 @@
 CREATE VIEW pair_quality AS
 WITH
 -- Everything is joined by run_id, not by stage_key: a question about one run then reads that run's
--- files alone. What bears on a pair is gathered in one pass and joined once.
+-- files alone. What is joined is grouped by what it is joined on, so that DuckDB leaves out the last
+-- join where no column of it is asked for.
 asked AS (
-    SELECT k.run_id, p.prompt_id, p.source, p.stratum, p.split
+    SELECT
+        k.run_id,
+        p.prompt_id,
+        any_value(p.source) AS source,
+        any_value(p.stratum) AS stratum,
+        any_value(p.split) AS split
     FROM run_stages AS k
     INNER JOIN prompts AS p ON p.stage_key = k.prompts_key
+    GROUP BY k.run_id, p.prompt_id
 ),
-trained AS (
-    SELECT export_id, list(DISTINCT round_id) AS rounds FROM store.rounds GROUP BY export_id
+dropped AS (
+    SELECT
+        k.run_id,
+        d.pair_id,
+        list((d.position, coalesce(d.reason, d.filter))) AS reasons
+    FROM run_stages AS k
+    INNER JOIN decisions AS d ON d.stage_key = k.filter_key
+    WHERE NOT d.kept
+    GROUP BY k.run_id, d.pair_id
+),
+exported AS (
+    SELECT k.run_id, e.pair_id, e.export_id, e.export_id AS own
+    FROM run_stages AS k
+    INNER JOIN export_rows AS e ON e.stage_key = k.export_key
+    UNION ALL
+    -- A round that also trains on earlier rounds' pairs has an export of all of them.
+    SELECT k.run_id, e.pair_id, e.export_id, NULL
+    FROM stage_runs AS mix
+    INNER JOIN export_rows AS e ON e.stage_key = mix.stage_key
+    INNER JOIN pairs ON pairs.pair_id = e.pair_id
+    INNER JOIN run_stages AS k ON k.pair_key = pairs.stage_key
+    WHERE mix.stage = 'mix'
 ),
 facts AS (
     SELECT
@@ -38,37 +65,21 @@ facts AS (
         noise.pair_id,
         noise.probability_wrong,
         NULL AS length_weight,
-        NULL AS position,
-        NULL AS reason,
         NULL AS export_id,
         NULL AS rounds
     FROM run_stages AS k
     INNER JOIN label_noise AS noise ON noise.stage_key = k.noise_key
     UNION ALL
-    SELECT
-        k.run_id, d.pair_id, NULL, NULL, d.position, coalesce(d.reason, d.filter), NULL, NULL
-    FROM run_stages AS k
-    INNER JOIN decisions AS d ON d.stage_key = k.filter_key
-    WHERE NOT d.kept
-    UNION ALL
-    SELECT k.run_id, d.pair_id, NULL, d.value, NULL, NULL, NULL, NULL
+    SELECT k.run_id, d.pair_id, NULL, d.value, NULL, NULL
     FROM run_stages AS k
     INNER JOIN decisions AS d ON d.stage_key = k.filter_key
     WHERE d.kept AND d.filter = 'length_weight'
     UNION ALL
-    SELECT k.run_id, e.pair_id, NULL, NULL, NULL, NULL, e.export_id, trained.rounds
-    FROM run_stages AS k
-    INNER JOIN export_rows AS e ON e.stage_key = k.export_key
-    LEFT JOIN trained ON trained.export_id = e.export_id
-    UNION ALL
-    -- A round that also trains on earlier rounds' pairs has an export of all of them.
-    SELECT k.run_id, e.pair_id, NULL, NULL, NULL, NULL, NULL, trained.rounds
-    FROM stage_runs AS mix
-    INNER JOIN export_rows AS e ON e.stage_key = mix.stage_key
-    INNER JOIN trained ON trained.export_id = e.export_id
-    INNER JOIN pairs ON pairs.pair_id = e.pair_id
-    INNER JOIN run_stages AS k ON k.pair_key = pairs.stage_key
-    WHERE mix.stage = 'mix'
+    SELECT exported.run_id, exported.pair_id, NULL, NULL, exported.own, trained.rounds
+    FROM exported
+    LEFT JOIN (
+        SELECT export_id, list(DISTINCT round_id) AS rounds FROM store.rounds GROUP BY export_id
+    ) AS trained ON trained.export_id = exported.export_id
 ),
 found AS (
     SELECT
@@ -76,12 +87,8 @@ found AS (
         pair_id,
         max(probability_wrong) AS probability_wrong,
         max(length_weight) AS length_weight,
-        count(position) > 0 AS dropped,
-        list(reason ORDER BY position) FILTER (WHERE position IS NOT NULL) AS reasons,
-        list(export_id ORDER BY export_id) FILTER (WHERE export_id IS NOT NULL) AS exported_to,
-        list_sort(
-            list_distinct(flatten(list(rounds) FILTER (WHERE rounds IS NOT NULL)))
-        ) AS trained_in
+        list(export_id) FILTER (WHERE export_id IS NOT NULL) AS exported_to,
+        list(rounds) FILTER (WHERE rounds IS NOT NULL) AS rounds
     FROM facts
     GROUP BY run_id, pair_id
 )
@@ -102,11 +109,12 @@ SELECT
     pairs.chosen_tokens,
     pairs.rejected_tokens,
     pairs.chosen_tokens - pairs.rejected_tokens AS length_gap,
-    CASE WHEN k.filter_key IS NOT NULL THEN found.dropped IS NOT true END AS kept,
-    coalesce(found.reasons, []) AS reasons,
-    coalesce(found.exported_to, []) AS exported_to,
-    coalesce(found.trained_in, []) AS trained_in
+    CASE WHEN k.filter_key IS NOT NULL THEN dropped.pair_id IS NULL END AS kept,
+    coalesce(list_transform(list_sort(dropped.reasons), lambda ruling: ruling[2]), []) AS reasons,
+    coalesce(list_sort(found.exported_to), []) AS exported_to,
+    coalesce(list_sort(list_distinct(flatten(found.rounds))), []) AS trained_in
 FROM run_stages AS k
 INNER JOIN pairs ON pairs.stage_key = k.pair_key
 LEFT JOIN asked ON asked.run_id = k.run_id AND asked.prompt_id = pairs.prompt_id
+LEFT JOIN dropped ON dropped.run_id = k.run_id AND dropped.pair_id = pairs.pair_id
 LEFT JOIN found ON found.run_id = k.run_id AND found.pair_id = pairs.pair_id;

@@ -10,13 +10,21 @@
 --   calibration_pairs: pairs whose better answer is known
 --   note: on what the estimate rests, or what is missing for one
 CREATE VIEW run_noise AS
-WITH kept AS (
+WITH
+dropped AS (
+    SELECT DISTINCT k.run_id, d.pair_id
+    FROM run_stages AS k
+    INNER JOIN decisions AS d ON d.stage_key = k.filter_key
+    WHERE NOT d.kept
+),
+kept AS (
     SELECT k.run_id, avg(noise.probability_wrong) AS rate
     FROM run_stages AS k
     INNER JOIN label_noise AS noise ON noise.stage_key = k.noise_key
-    LEFT JOIN dropped_pairs AS d ON d.stage_key = k.filter_key AND d.pair_id = noise.pair_id
-    WHERE k.filter_key IS NOT NULL AND d.pair_id IS NULL
-    GROUP BY ALL
+    -- By run_id, so that a question about one run reads that run's rulings alone.
+    LEFT JOIN dropped ON dropped.run_id = k.run_id AND dropped.pair_id = noise.pair_id
+    WHERE k.filter_key IS NOT NULL AND dropped.pair_id IS NULL
+    GROUP BY k.run_id
 )
 SELECT
     k.run_id,

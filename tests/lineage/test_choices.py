@@ -132,3 +132,22 @@ def test_a_mix_of_scorers_tells_only_of_its_pairs():
 
 def test_a_run_without_pairing_tells_nothing():
     assert choices(candidates(), [], {}) == []
+
+
+def test_edited_answers_are_told_from_those_they_were_made_of():
+    strategy = "edited_over_chosen_over_rejected"
+    scores = {"a": 0.5, "b": 0.9, "c": 0.1, "edit": 1.0, "empty": None}
+    rows = candidates(scores, edit="edited", empty="edited")
+    rows = [
+        {**row, "error": "edit_empty" if row["candidate_id"] == "empty" else None} for row in rows
+    ]
+    pairs = [pair(strategy, *ids, scores) for ids in (("edit", "b"), ("edit", "c"), ("b", "c"))]
+    assert told(choices(rows, pairs, {})) == {
+        "a": (None, "neither edited nor the lowest score"),
+        "b": ("both", "above the lowest score, and edited"),
+        "c": ("rejected", "the lowest score"),
+        "edit": ("chosen", "the edited answer"),
+        "empty": (None, "not to be used: edit_empty"),
+    }
+    other = told(choices(rows, [pair("best_vs_worst", "b", "c", scores)], {}))
+    assert other["edit"] == (None, "an edited answer: this strategy pairs sampled ones")

@@ -4,19 +4,29 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from lineage import database
 from lineage.database import publish, rebuild
 from lineage.ddl import VIEWS
 from lineage.query import connect, query
+from lineage.records import write_run
 from lineage.workspace import Workspace, stage_record_path
 from stages.errors import WorkspaceError
-from stages.tables import ALL_TABLES
-from tests.lineage.small_workspace import RUN_A, write_small_workspace, write_stages_of_run
+from stages.tables import ALL_TABLES, PAIRS
+from tests.lineage.small_workspace import (
+    DECISIONS_A,
+    RUN_A,
+    SHARED,
+    write_small_workspace,
+    write_stage,
+    write_stages_of_run,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -202,8 +212,6 @@ def test_a_lost_part_is_set_aside(workspace):
 
 
 def test_a_part_of_other_rows_than_recorded_is_set_aside(workspace):
-    import pyarrow.parquet as pq
-
     path = workspace.root / "store/pairs/stage_key=k3/part-00000.parquet"
     pairs = pq.ParquetFile(path).read()
     pq.write_table(pairs.slice(1), path)
@@ -212,14 +220,72 @@ def test_a_part_of_other_rows_than_recorded_is_set_aside(workspace):
     assert "different ['margin double']" in rebuild(workspace).problems[0].problem
 
 
+def with_a_column_of_zeros(path, column):
+    """Overwrite the bytes of a column of a part-file."""
+    chunk = pq.read_metadata(path).row_group(0).column(column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content, size = bytearray(path.read_bytes()), chunk.total_compressed_size
+    content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+
+
 def test_changed_bytes_are_found_when_hashes_are_verified(workspace):
     path = workspace.root / "store/pairs/stage_key=k3/part-00000.parquet"
-    content = bytearray(path.read_bytes())
-    content[10] ^= 0xFF
-    path.write_bytes(content)
+    with_a_column_of_zeros(path, PAIRS.column_names.index("margin"))
     assert rebuild(workspace).problems == ()
     (problem,) = rebuild(workspace, verify_hashes=True).problems
     assert "SHA-256 differs" in problem.problem
+
+
+def test_a_part_that_cannot_be_counted_is_set_aside(workspace):
+    name = "store/pairs/stage_key=k3/part-00000.parquet"
+    with_a_column_of_zeros(workspace.root / name, PAIRS.column_names.index("pair_id"))
+    for _ in range(2):
+        publish(workspace)
+        assert query(workspace, "SELECT path FROM store.problems").item() == name
+        assert query(workspace, "FROM pairs").is_empty()
+        steps = "SELECT run_id, step FROM funnel WHERE rows > 0 AND split = 'train' ORDER BY ALL"
+        reached = ["candidates", "candidates scored", "judgments", "prompts"]
+        assert query(workspace, steps).rows() == [
+            (run, step) for run in ("dpo_round_b2", "refresh_a1") for step in reached
+        ]
+
+
+def test_a_part_is_looked_at_again_only_when_it_changed(workspace, monkeypatch):
+    before, read = contents(workspace), []
+    of_footer = pq.read_metadata
+    monkeypatch.setattr(pq, "read_metadata", lambda path: read.append(path) or of_footer(path))
+    publish(workspace)
+    assert read == []
+    assert contents(workspace) == before
+    (write_again,) = (workspace.store / "decisions" / "stage_key=k4").iterdir()
+    pq.write_table(pq.ParquetFile(write_again).read().slice(1), write_again)
+    publish(workspace)
+    assert list(map(str, read)) == [str(write_again)]
+    found = query(workspace, "FROM store.problems").rows()
+    assert found == [(workspace.relative(write_again), "5 rows, expected 6")]
+    assert len(contents(workspace)["decisions"]) == 3
+    rebuild(workspace)
+    assert len(read) > 10
+
+
+def test_the_next_publication_equals_a_rebuild(workspace):
+    write_stage(workspace, "filter", "k4", {"decisions": DECISIONS_A[:4]})
+    write_run(workspace, replace(RUN_A, run_id="refresh_c3"))
+    write_stages_of_run(workspace, replace(RUN_A, run_id="refresh_c3"), SHARED)
+    publish(workspace)
+    found = contents(workspace)
+    rebuild(workspace)
+    assert found == contents(workspace)
+    kept = "SELECT rows FROM funnel WHERE step = 'kept' AND split = 'heldout' AND run_id = ?"
+    assert query(workspace, kept, ["refresh_a1"]).item() == 1
+
+
+def test_a_file_that_is_no_database_is_replaced(workspace):
+    before = contents(workspace)
+    workspace.lineage_database.write_bytes(b"no database")
+    publish(workspace)
+    assert contents(workspace) == before
 
 
 def test_a_record_cannot_point_outside_its_folder(workspace):

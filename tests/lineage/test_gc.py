@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -135,6 +136,49 @@ def test_what_a_kept_run_shares_stays_and_a_model_in_use_too(written, sources):
     collect(written, planned)
     assert files_that_hold(written, ZEBRA)
     assert (model / "model.safetensors").exists()
+
+
+def test_a_moving_average_goes_once_it_is_old_and_nobody_names_it(two_written):
+    written = two_written
+    kept = read_run(written, "run-b")
+    write_run(written, replace(kept, config={"average_policy": "/w/models/average_named"}))
+    pointer = {"round_id": "round_r", "path": "models/round_r", "average": "models/average_last"}
+    # A configuration may have such a name too.
+    (written.models / "average_it.promoted.json").write_text(json.dumps(pointer))
+    series = {"average_policy": "models/average_open"}
+    (written.store / "series").mkdir(exist_ok=True)
+    (written.store / "series" / "cut_short.json").write_text(json.dumps(series))
+    started = dt.datetime.fromisoformat(kept.started_at).timestamp()
+    for name in ("old", "named", "last", "open", "new"):
+        folder = written.models / f"average_{name}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"12345")
+        os.utime(folder, (started, started + (1 if name == "new" else -1)))
+    planned = plan(written, Retention(keep=1), NOW)
+    assert planned.caches == [written.models / "average_old"]
+    caches = collect(written, planned)[-1]
+    assert caches.files == {"models/average_old": 5}
+    left = {path.name for path in written.models.glob("average_*")}
+    assert left == {
+        "average_named", "average_last", "average_open", "average_new", "average_it.promoted.json",
+    }  # fmt: skip
+
+
+def test_folders_of_removed_exports_go_too_and_those_of_an_earlier_removal(two_written):
+    written = two_written
+    (removed,), (kept,) = (
+        query(written, f"SELECT export_key FROM run_stages WHERE run_id = '{run}'")["export_key"]
+        for run in ("run-a", "run-b")
+    )
+    collect(written, plan(written, Retention(keep=1), NOW))
+    assert [path.name for path in written.exports.iterdir()] == [kept]
+    assert list((written.exports / kept).rglob("*.jsonl"))
+    (written.exports / removed / "hub").mkdir(parents=True)
+    again = plan(written, Retention(keep=1), NOW)
+    assert again.files == {removed: [written.exports / removed]}
+    collect(written, again)
+    assert not (written.exports / removed).exists()
+    assert plan(written, Retention(keep=1), NOW).files == {}
 
 
 def test_a_sweeps_run_goes_with_the_run_that_it_pairs(two_written):

@@ -99,6 +99,32 @@ def test_every_scorers_judgments_are_counted(empty_workspace):
     ]
 
 
+def test_edited_answers_and_their_judgments_are_counted_too(empty_workspace):
+    """Of two runs with the same candidates only one has them edited."""
+    edited = CANDIDATES[:1].with_columns(candidate_id=pl.lit("candidate_p1e"))
+    of_edited = JUDGMENTS[:1].with_columns(candidate_id=pl.lit("candidate_p1e"))
+    write_stage(empty_workspace, "prompts", "k0", {"prompts": PROMPTS})
+    write_stage(empty_workspace, "generate", "k1", {"candidates": CANDIDATES})
+    write_stage(empty_workspace, "edit", "ke", {"candidates": edited})
+    write_stage(empty_workspace, "judge", "j1", {"judgments": JUDGMENTS})
+    write_stage(empty_workspace, "judge", "je", {"judgments": of_edited})
+    stages = {"prompts": "k0", "generate": "k1", "judge:rule": "j1"}
+    write_stages_of_run(empty_workspace, RUN_A, stages)
+    write_stages_of_run(empty_workspace, RUN_B, {**stages, "edit": "ke", "judge_edits:rule": "je"})
+    publish(empty_workspace)
+    found = rows(
+        empty_workspace,
+        "SELECT run_id, step, rows FROM funnel WHERE split = 'train' AND position IN (1, 2) "
+        "ORDER BY run_id, position",
+    )
+    assert found == [
+        ("dpo_round_b2", "candidates", 7),
+        ("dpo_round_b2", "judgments", 8),
+        ("refresh_a1", "candidates", 6),
+        ("refresh_a1", "judgments", 7),
+    ]
+
+
 def test_a_run_that_has_not_judged_has_no_judge_keys(empty_workspace):
     write_stages_of_run(empty_workspace, RUN_A, {"prompts": "k0", "generate": "k1"})
     publish(empty_workspace)
