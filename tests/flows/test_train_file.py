@@ -3,7 +3,11 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import cli
+from flows.configuration import BUNDLED_MODEL
 from flows.train_file import answer_rows, preference_rows
+from lineage.query import query
+from lineage.workspace import Workspace
+from stages.content_ids import weights_hash
 from stages.errors import DataError, MissingFileError
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
@@ -77,6 +81,10 @@ def test_the_command_trains_the_bundled_policy(tmp_path):
 
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
     assert published(tmp_path / "model", manifest["fingerprint"]).pairs == 2
+    (row,) = query(Workspace(tmp_path / "workspace"), "FROM trainings").to_dicts()
+    assert (row["objective"], row["rows"], row["steps"]) == ("preferences", 2, 1)
+    assert row["reference_weights_hash"] == row["base_weights_hash"] == weights_hash(BUNDLED_MODEL)
+    assert row["result_weights_hash"] == manifest["weights_hash"]
 
 
 def test_steps_are_kept_under_either_name(tmp_path):
