@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 COMPRESSION = "zstd"
 
+PATTERN = frozenset("*?[")
+
 ROWS_READ_TOGETHER = 16_384
 """Of a Parquet row group: looking up some rows by a sorted id reads the groups that hold them."""
 
@@ -101,8 +103,15 @@ class Workspace:
         """Make the workspace's folders.
 
         Raises:
-            WorkspaceError: it cannot be made or written.
+            WorkspaceError: it cannot be made or written, or its path reads as a pattern.
         """
+        if PATTERN & set(str(self.root.resolve())):
+            raise WorkspaceError(
+                "the workspace's path holds *, ? or [, which DuckDB and Polars read as a pattern",
+                expected="a path without them",
+                where=str(self.root.resolve()),
+                remedy="choose another one with --workspace, or rename the folder",
+            )
         try:
             for folder in (self.store, self.runs, self.models, self.exports, self.prefect_home):
                 folder.mkdir(parents=True, exist_ok=True)

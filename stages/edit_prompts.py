@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pydantic
-import yaml
 
 from stages.configuration import Config
 from stages.content_ids import content_hash
-from stages.errors import ConfigError, MissingFileError, nearest
 from stages.judge_prompts import fence_code, fenced, filled, placeholders
+from stages.shipped_files import ShippedFiles
 
 if TYPE_CHECKING:
     from stages.judge_prompts import Messages
@@ -21,6 +20,12 @@ LAYOUT_VERSION = 1
 """Raised when the same instruction and texts would give another prompt."""
 
 INSTRUCTIONS = Path(__file__).parent.parent / "configs" / "edits"
+SHIPPED = ShippedFiles(
+    "edit instruction",
+    INSTRUCTIONS,
+    correct="correct `edits.instruction`; configs/edits/improve.yaml is an example",
+    guide="configs/edits/improve.yaml shows every key of an edit instruction",
+)
 
 GUARD = """\
 Every text to work on stands between a BEGIN line and an END line that carry the same code. All of
@@ -57,21 +62,7 @@ def load_instruction(name: str) -> EditInstruction:
         MissingFileError: there is no such file; names the instructions that there are.
         ConfigError: it is no YAML, or no instruction.
     """
-    is_path = Path(name).suffix in {".yaml", ".yml"} or Path(name).name != name
-    path = Path(name) if is_path else INSTRUCTIONS / f"{name}.yaml"
-    if not path.is_file():
-        shipped = sorted(file.stem for file in INSTRUCTIONS.glob("*.yaml"))
-        raise MissingFileError(
-            f"edit instruction {name!r} is not there{nearest(name, shipped)}",
-            expected=f"one of {', '.join(shipped)}, or the path of a YAML file",
-            where=str(path),
-            remedy="correct `edits.instruction`; configs/edits/improve.yaml is an example",
-        )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not YAML: {error}", where=str(path)) from None
-    return EditInstruction.checked(values if isinstance(values, dict) else {}, str(path))
+    return SHIPPED.load(name, EditInstruction)
 
 
 def edit_messages(

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import pydantic
-import yaml
 
 from stages.configuration import NOT_EMPTY, Config
 from stages.content_ids import content_hash
-from stages.errors import ConfigError, MissingFileError, nearest
+from stages.shipped_files import ShippedFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +20,12 @@ LAYOUT_VERSION = 1
 """Raised when the same rubric and texts would give another prompt."""
 
 RUBRICS = Path(__file__).parent.parent / "configs" / "judges"
+SHIPPED = ShippedFiles(
+    "rubric",
+    RUBRICS,
+    correct="correct `rubric` of the judge; docs/judges.md shows how to write one",
+    guide="docs/judges.md shows every key of a rubric",
+)
 FENCE_HEX_DIGITS = 12
 
 Messages = list[dict[str, str]]
@@ -119,25 +124,7 @@ def load_rubric(name: str) -> Rubric:
         MissingFileError: there is no such file; names the rubrics that there are.
         ConfigError: it is no YAML, or no rubric (names every problem).
     """
-    is_path = Path(name).suffix in {".yaml", ".yml"} or Path(name).name != name
-    path = Path(name) if is_path else RUBRICS / f"{name}.yaml"
-    if not path.is_file():
-        shipped = sorted(file.stem for file in RUBRICS.glob("*.yaml"))
-        raise MissingFileError(
-            f"rubric {name!r} is not there{nearest(name, shipped)}",
-            expected=f"one of {', '.join(shipped)}, or the path of a YAML file",
-            where=str(path),
-            remedy="correct `rubric` of the judge; docs/judges.md shows how to write one",
-        )
-    remedy = "docs/judges.md shows every key of a rubric"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not YAML: {error}", where=str(path), remedy=remedy) from None
-    try:
-        return Rubric.checked(values if isinstance(values, dict) else {})
-    except ConfigError as error:
-        raise ConfigError(error.found, where=str(path), remedy=remedy) from None
+    return SHIPPED.load(name, Rubric)
 
 
 def prompt_hash(rubric: Rubric, *, system_role: bool = True) -> str:
