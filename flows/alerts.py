@@ -7,15 +7,13 @@ that failed or crashed, on to a webhook, and mark a run as crashed that is silen
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
+from flows.prefect_requests import asked
 from flows.run_outputs import read_output
 from stages.content_ids import content_hash
-from stages.errors import ConfigError, EndpointError, ValidationError
+from stages.errors import ConfigError, ValidationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +35,6 @@ SILENT_SECONDS = 300
 """A run beats every half minute; on a busy machine a few beats come late."""
 ENDED = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
 AS_JSON = '{"text": {{ text | tojson }}}'
-ANSWER_SECONDS = 30.0
 
 
 def tell_ending(workspace: Workspace, run_id: str, error: BaseException | None = None) -> None:
@@ -173,12 +170,12 @@ def _automate(api_url: str, automation: dict[str, Any]) -> None:
     """
     tags = [f"prefmill-{content_hash(automation)[:10]}"]
     same = {"automations": {"name": {"any_": [automation["name"]]}}}
-    known = _asked(api_url, "automations/filter", same)
+    known = asked(api_url, "automations/filter", same)
     if not known:
-        _asked(api_url, "automations/", {**automation, "tags": tags})
+        asked(api_url, "automations/", {**automation, "tags": tags})
     elif known[0]["tags"] != tags:
         values = {**automation, "tags": tags, "enabled": known[0]["enabled"]}
-        _asked(api_url, f"automations/{known[0]['id']}", values, "PUT")
+        asked(api_url, f"automations/{known[0]['id']}", values, "PUT")
 
 
 def _webhook_block(api_url: str, webhook: str | None) -> str | None:
@@ -189,37 +186,18 @@ def _webhook_block(api_url: str, webhook: str | None) -> str | None:
             expected="one that begins with https:// or http://",
             where="--alert-webhook",
         )
-    kind = _asked(api_url, "block_types/slug/webhook")["id"]
+    kind = asked(api_url, "block_types/slug/webhook")["id"]
     named = {"block_documents": {"name": {"any_": [BLOCK]}, "block_type_id": {"any_": [kind]}}}
-    known = [block["id"] for block in _asked(api_url, "block_documents/filter", named)]
+    known = [block["id"] for block in asked(api_url, "block_documents/filter", named)]
     if webhook is None:
         return known[0] if known else None
     of_kind = {"block_schemas": {"block_type_id": {"any_": [kind]}}, "limit": 1}
-    schema = _asked(api_url, "block_schemas/filter", of_kind)[0]["id"]
+    schema = asked(api_url, "block_schemas/filter", of_kind)[0]["id"]
     headers = {"Content-Type": "application/json"}
     data = {"method": "POST", "url": webhook, "headers": headers}
     values: dict[str, Any] = {"data": data, "block_schema_id": schema}
     if known:
-        _asked(api_url, f"block_documents/{known[0]}", values, "PATCH")
+        asked(api_url, f"block_documents/{known[0]}", values, "PATCH")
         return str(known[0])
     values |= {"name": BLOCK, "block_type_id": kind}
-    return str(_asked(api_url, "block_documents/", values)["id"])
-
-
-def _asked(api_url: str, path: str, body: dict[str, Any] | None = None, method: str = "") -> Any:
-    """Return the server's answer to a request; one with a body is a POST unless ``method`` says."""
-    request = urllib.request.Request(  # noqa: S310 - the server that we use
-        f"{api_url}/{path}",
-        None if body is None else json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-        method=method or None,
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310
-            content = answer.read()
-    except urllib.error.HTTPError as error:
-        # Its body repeats what was sent, and that may be the webhook's address.
-        raise EndpointError(
-            f"Prefect's server refused with HTTP {error.code}", where=f"{api_url}/{path}"
-        ) from None
-    return json.loads(content) if content else None
+    return str(asked(api_url, "block_documents/", values)["id"])

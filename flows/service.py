@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows import alerts
+from flows.prefect_requests import asked
 from flows.progress import say, stage_progress
 from lineage.workspace import commit_json
 from stages.errors import ConfigError, EndpointError, MissingFileError, UnreachableError
@@ -291,16 +292,8 @@ def _deploy(environment: dict[str, str], deployments: Path) -> None:
 
 def _limit_queue(url: str) -> None:
     """Make the queue that runs one at a time, unless it is there (its limit may be the user's)."""
-    body = json.dumps({"name": GPU_QUEUE, "concurrency_limit": 1}).encode()
-    request = urllib.request.Request(  # noqa: S310 - loopback
-        f"{url}/work_pools/{POOL}/queues", body, {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30):  # noqa: S310
-            pass
-    except urllib.error.HTTPError as error:
-        if error.code != 409:  # noqa: PLR2004 - it exists
-            raise
+    queue = {"name": GPU_QUEUE, "concurrency_limit": 1}
+    asked(url, f"work_pools/{POOL}/queues", queue, may_exist=True)
 
 
 def _wait_until_healthy(workspace: Workspace, url: str, server: subprocess.Popen[bytes]) -> None:

@@ -16,9 +16,10 @@ import pytest
 
 from flows import alerts
 from flows.deployments import HOOKS
+from flows.prefect_requests import asked
 from lineage.workspace import Workspace
 from stages.errors import ConfigError, DataError, ValidationError
-from tests.flows.test_deployment import ROOT, post
+from tests.flows.test_deployment import ROOT
 
 SECONDS = 60
 
@@ -123,11 +124,11 @@ def test_alerts_reach_a_webhook(prefect_server, receiver, tmp_path):
     bodies, address = receiver
     alerts.set_up(prefect_server, "http://127.0.0.1:9/old")
     alerts.set_up(prefect_server, address)  # again: it is brought up to date, not made twice
-    made = {a["name"]: a for a in post(prefect_server, "automations/filter", {})}
+    made = {a["name"]: a for a in asked(prefect_server, "automations/filter", {})}
     assert len(made) == 2
     alerts.set_up(prefect_server)  # and kept, with what it waits for
-    assert {a["name"]: a for a in post(prefect_server, "automations/filter", {})} == made
-    blocks = post(prefect_server, "block_documents/filter", {"include_secrets": False})
+    assert {a["name"]: a for a in asked(prefect_server, "automations/filter", {})} == made
+    blocks = asked(prefect_server, "block_documents/filter", {"include_secrets": False})
     assert "s3cret" not in json.dumps(blocks)
 
     @flow(name="nightly", **HOOKS)
@@ -168,7 +169,7 @@ def test_the_automation_of_the_documents_sends_mail(prefect_server, mail_server,
         sending = {"type": "send-notification", "block_document_id": str(block)}
         action = {**sending, "subject": "prefmill", "body": body}
         automation = {"name": "mail", "trigger": trigger, "actions": [action]}
-        post(prefect_server, "automations/", automation)
+        asked(prefect_server, "automations/", automation)
         deadline = time.monotonic() + SECONDS
         while not mails and time.monotonic() < deadline:
             # Again and again: an event before the server has taken the automation up finds none.

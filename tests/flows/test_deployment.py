@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
+
+from flows.prefect_requests import asked
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,18 +27,10 @@ def test_refresh_deploys_and_its_cron_gets_scheduled_runs(prefect_server):
         "flows": {"name": {"any_": ["refresh"]}},
     }
     for _ in range(60):
-        scheduled = post(prefect_server, "flow_runs/filter", waiting)
+        scheduled = asked(prefect_server, "flow_runs/filter", waiting)
         if scheduled:
             break
         time.sleep(0.5)
     assert scheduled, "the scheduler made no runs"
     assert scheduled[0]["parameters"]["config_file"] == "configs/demo.yaml"
     assert all(run["expected_start_time"][11:16] == "02:00" for run in scheduled)
-
-
-def post(server: str, path: str, body: dict) -> list[dict]:
-    request = urllib.request.Request(
-        f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())

@@ -10,11 +10,12 @@ import time
 import pytest
 import yaml
 
+from flows.prefect_requests import asked
 from lineage.query import query
 from lineage.records import list_runs
 from lineage.workspace import Workspace
 from tests.flows.conftest import _free_port
-from tests.flows.test_deployment import ROOT, post
+from tests.flows.test_deployment import ROOT
 
 SECONDS_UNTIL_PROMOTED = 400
 
@@ -77,11 +78,11 @@ def test_a_scheduled_refresh_starts_a_round_that_the_gate_judges(tmp_path, minut
         assert made.rows() == used.rows() != []  # the round trained on the refresh's pairs
         states = {
             run["name"]: run["state_type"]
-            for run in post(f"{url}/api", "flow_runs/filter", {})
+            for run in asked(f"{url}/api", "flow_runs/filter", {})
             if run["deployment_id"] and run["state_type"] == "COMPLETED"
         }
         assert len(states) >= 2
-        assert post(f"{url}/api", "artifacts/filter", {})
+        assert asked(f"{url}/api", "artifacts/filter", {})
     finally:
         prefmill("down", *where)
     assert prefmill("down", *where).strip() == "nothing was running"
@@ -89,5 +90,5 @@ def test_a_scheduled_refresh_starts_a_round_that_the_gate_judges(tmp_path, minut
 
 def ended(url: str) -> bool:
     """Return whether a run of the deployment `dpo-round` has ended, however."""
-    runs = post(url, "flow_runs/filter", {"flows": {"name": {"any_": ["dpo-round"]}}})
+    runs = asked(url, "flow_runs/filter", {"flows": {"name": {"any_": ["dpo-round"]}}})
     return any(run["state_type"] in {"COMPLETED", "FAILED", "CRASHED"} for run in runs)

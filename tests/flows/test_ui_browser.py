@@ -9,12 +9,13 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.artifacts import show_run
+from flows.prefect_requests import asked
 from flows.service import start, stop
 from lineage.database import publish
 from lineage.workspace import Workspace
 from tests.flows.chromium import chromium, opened
 from tests.flows.conftest import _free_port
-from tests.flows.test_deployment import ROOT, post
+from tests.flows.test_deployment import ROOT
 from tests.lineage.small_workspace import RUN_B, write_small_workspace
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -37,9 +38,9 @@ def test_a_run_and_its_artifacts_are_in_sight(service, tmp_path):
     shows = flow(show_run, name="shows", flow_run_name="our-round", validate_parameters=False)
     with temporary_settings({PREFECT_API_URL: service.url}):
         shows(workspace, RUN_B.run_id)
-    (run,) = post(service.url, "flow_runs/filter", {"flows": {"name": {"any_": ["shows"]}}})
+    (run,) = asked(service.url, "flow_runs/filter", {"flows": {"name": {"any_": ["shows"]}}})
     of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
-    made = {found["key"]: found["id"] for found in post(service.url, "artifacts/filter", of_run)}
+    made = {found["key"]: found["id"] for found in asked(service.url, "artifacts/filter", of_run)}
     keys = ["small-round-funnel", "small-round-report", "small-round-summary"]
     assert sorted(made) == keys
 
