@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows import service, stage_task, tracked_run
-from flows.commands.asking import runs
+from flows.cli import cli
 from flows.configuration import resolve
 from flows.curation import curate
 from flows.doctor import examine
@@ -140,7 +140,7 @@ def test_a_killed_run_is_dead_and_a_living_one_is_not(tmp_path):
     assert list_runs(workspace)[0].status == "dead"
     found = {f.subject: f.detail for f in examine(workspace, None)}
     assert "prefmill resume small-refresh-1" in found["run small-refresh-1"]
-    said = CliRunner().invoke(runs, ["-w", str(tmp_path)]).output
+    said = CliRunner().invoke(cli, ["runs", "-w", str(tmp_path)]).output
     assert "small-refresh-1 died: `prefmill resume small-refresh-1` goes on with it" in said
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from flows import deployments, rounds, service
 from flows.changes import PipelineChanges, as_overrides
+from flows.cli import cli
 from flows.commands import training
 from flows.configuration import load_config
 from flows.deployments import FLOWS
@@ -166,8 +167,8 @@ def test_a_round_is_not_forced_since_the_run_that_it_takes_up_was(
     monkeypatch.setattr(training, "print_summary", lambda *_: None)
     file = tmp_path / "other.yaml"
     file.write_text(yaml.safe_dump({"name": "other", **changes}))
-    command = ["-w", str(workspace.root), "-c", str(file), *flag]
-    CliRunner().invoke(training.train, command, catch_exceptions=False)
+    command = ["train", "-w", str(workspace.root), "-c", str(file), *flag]
+    CliRunner().invoke(cli, command, catch_exceptions=False)
     assert asked == [forced, forced]
 
 
