@@ -133,7 +133,9 @@ class StageWriter:
         part = existing_part(self.workspace, schema, self.spec.key, index)
         if part is None:
             return None
-        frame = pl.read_parquet(self.workspace.root / part.path, hive_partitioning=False)
+        frame = pl.read_parquet(
+            self.workspace.root / part.path, hive_partitioning=False, glob=False
+        )
         self._note(table_name, index, part, frame)
         return frame
 

@@ -219,7 +219,7 @@ def _write_plan(workspace: Workspace, found: Found) -> None:
 
 
 def _scan(path: Path) -> pl.LazyFrame:
-    return pl.scan_parquet(path, hive_partitioning=False)
+    return pl.scan_parquet(path, hive_partitioning=False, glob=False)
 
 
 def _picked(workspace: Workspace, name: str, rows: pl.Expr) -> Iterator[pl.DataFrame]:
@@ -339,8 +339,8 @@ def _erase_exports(workspace: Workspace, found: Found) -> dict[Path, Part | None
     for key in sorted(keys):
         folders = [workspace.parts_folder(t.name, key) for t in (EXPORTS, EXPORT_ROWS)]
         (of_files,), of_lines = (sorted(folder.glob("part-*.parquet")) for folder in folders)
-        exports = pl.read_parquet(of_files, hive_partitioning=False)
-        lines = pl.read_parquet(of_lines, hive_partitioning=False)
+        exports = pl.read_parquet(of_files, hive_partitioning=False, glob=False)
+        lines = pl.read_parquet(of_lines, hive_partitioning=False, glob=False)
         about = lines.filter(found.ids.of_tables[EXPORT_ROWS.name])
         dropped: dict[str, set[int]] = {}
         for export in exports.filter(~pl.col("format").is_in(COMPANIONS)).iter_rows(named=True):
@@ -376,7 +376,7 @@ def _correct_exports(
     workspace: Workspace, of_files: Path, of_lines: list[Path]
 ) -> dict[Path, Part | None]:
     """Write the rows and hashes of the files as they are now; a dataset card's counts first."""
-    lines = pl.read_parquet(of_lines, hive_partitioning=False)
+    lines = pl.read_parquet(of_lines, hive_partitioning=False, glob=False)
     counts: dict[str, int] = dict(lines.group_by("export_id").len().iter_rows())
 
     def change(exports: pl.DataFrame) -> pl.DataFrame:

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 COMPRESSION = "zstd"
 
-PATTERN = frozenset("*?[")
-
 ROWS_READ_TOGETHER = 16_384
 """Of a Parquet row group: looking up some rows by a sorted id reads the groups that hold them."""
 
@@ -103,15 +101,8 @@ class Workspace:
         """Make the workspace's folders.
 
         Raises:
-            WorkspaceError: it cannot be made or written, or its path reads as a pattern.
+            WorkspaceError: it cannot be made or written.
         """
-        if PATTERN & set(str(self.root.resolve())):
-            raise WorkspaceError(
-                "the workspace's path holds *, ? or [, which DuckDB and Polars read as a pattern",
-                expected="a path without them",
-                where=str(self.root.resolve()),
-                remedy="choose another one with --workspace, or rename the folder",
-            )
         try:
             for folder in (self.store, self.runs, self.models, self.exports, self.prefect_home):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +204,7 @@ class Dataset:
             return empty.select(columns) if columns else empty
         paths = [workspace.root / part.path for part in self.parts]
         try:
-            frame = pl.read_parquet(paths, columns=columns, hive_partitioning=False)
+            frame = pl.read_parquet(paths, columns=columns, hive_partitioning=False, glob=False)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(
                 f"a part-file of {self.table!r} cannot be read: {error}",
@@ -224,7 +215,9 @@ class Dataset:
 
 
 def _scan(workspace: Workspace, part: Part, schema: pl.Schema | None = None) -> pl.LazyFrame:
-    return pl.scan_parquet(workspace.root / part.path, schema=schema, hive_partitioning=False)
+    return pl.scan_parquet(
+        workspace.root / part.path, schema=schema, hive_partitioning=False, glob=False
+    )
 
 
 def _joined(groups: list[Group]) -> list[Group]:

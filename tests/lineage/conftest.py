@@ -54,7 +54,7 @@ def written_once(tmp_path_factory, sources):
 @pytest.fixture(scope="session")
 def two_written_once(tmp_path_factory, sources, written_once):
     """The same and a newer `run-b` about a lion."""
-    made = copy_of(written_once, tmp_path_factory.mktemp("two") / "w")
+    made = copy_of(written_once, tmp_path_factory.mktemp("two") / "w [1]*")
     with pytest.MonkeyPatch.context() as patch:
         small_shards(patch)
         refresh(made, config_of(sources, "lion"), "run-b", "lion", day=2)

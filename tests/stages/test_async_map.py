@@ -132,7 +132,7 @@ def test_an_error_around_the_work_is_raised():
 
 @pytest.mark.parametrize("end", ["close", "interrupt", "error_in_the_consumer"])
 def test_leaving_early_cancels_what_is_under_way(end):
-    cancelled, cleaned_up = [], threading.Event()
+    started, three, cancelled, cleaned_up = [], asyncio.Event(), [], threading.Event()
 
     @contextlib.asynccontextmanager
     async def around():
@@ -143,7 +143,11 @@ def test_leaving_early_cancels_what_is_under_way(end):
 
     async def work(item):
         if item == 0:
+            await three.wait()
             return item
+        started.append(item)
+        if len(started) == 3:
+            three.set()
         try:
             await asyncio.sleep(SECONDS)
         except asyncio.CancelledError:
