@@ -1,11 +1,11 @@
 """The job of `curation.py` through distilabel 1.5.3; runs in an environment of its own.
 
-Groups the answers of a prompt, formats best over worst for DPO, removes near-duplicate prompts by
-MinHash over characters (its word tokenizer needs a download) and writes Parquet.
+Groups the answers of a prompt, formats best over worst for DPO, removes near-duplicate pairs
+(prompt, chosen and rejected together, as ours) by MinHash over characters (its word tokenizer needs
+a download; with words it takes as long) and writes Parquet and JSON Lines.
 """
 
-from __future__ import annotations
-
+# Without deferred annotations: distilabel reads a step's.
 import json
 import sys
 import tempfile
@@ -20,9 +20,21 @@ from distilabel.steps import (
     GroupColumns,
     LoadDataFromDicts,
     MinHashDedup,
+    StepInput,
+    step,
 )
+from distilabel.typing import StepOutput
 
 ROWS_AT_ONCE = 1000
+
+
+@step(inputs=["instruction", "chosen", "rejected"], outputs=["text"])
+def join_texts(inputs: StepInput) -> StepOutput:
+    """Give each pair its whole text."""
+    for row in inputs:
+        answers = [row[role][-1]["content"] for role in ("chosen", "rejected")]
+        row["text"] = "\n".join([row["instruction"], *answers])
+    yield inputs
 
 
 def main() -> None:
@@ -40,10 +52,10 @@ def main() -> None:
             n=5,
             threshold=0.8,
             storage="dict",
-            input_mappings={"text": "instruction"},
             input_batch_size=ROWS_AT_ONCE,
         )
-        load >> group >> form >> alone
+        join = join_texts(input_batch_size=ROWS_AT_ONCE)
+        load >> group >> form >> join >> alone
         started = time.monotonic()
         pairs = pipeline.run(use_cache=False)["default"]["train"]
         pairs.to_parquet(Path(folder) / "pairs.parquet")

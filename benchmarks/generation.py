@@ -41,10 +41,10 @@ GOALS = {
     "requests_ratio_to_openai_client": 5.0,
     "speedup_over_distilabel": 8.0,
 }
-IN_FLIGHT, SAMPLES, REQUESTS = 128, 8, 2000
+IN_FLIGHT, SAMPLES, REQUESTS = 128, 8, 6000
 LATENCY_MS = 50
 MAX_TOKENS = 64
-SIZES = (100, 600)
+SIZES = (100, 2100)
 """Prompts of a short and a long job: the difference of their times has no start-up in it."""
 VLLM_PROMPTS = 1280
 VLLM_TRIED_PROMPTS = 320

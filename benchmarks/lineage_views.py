@@ -61,11 +61,12 @@ BARE = """(
     exported AS (
         SELECT
             pair_id,
-            list(export_id ORDER BY export_id) AS exported_to,
-            list_sort(list_distinct(flatten(list(coalesce(rounds, []))))) AS trained_in
-        FROM {export_rows} LEFT JOIN (
-            SELECT export_id, list(DISTINCT round_id) AS rounds FROM {rounds} GROUP BY export_id
-        ) USING (export_id)
+            list_sort(list_distinct(list(export_id))) AS exported_to,
+            list_sort(list_distinct(
+                list(round_id) FILTER (WHERE round_id IS NOT NULL)
+            )) AS trained_in
+        FROM {export_rows} LEFT JOIN (SELECT DISTINCT export_id, round_id FROM {rounds})
+            USING (export_id)
         GROUP BY pair_id
     )
     SELECT

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 ENVIRONMENT = ROOT / "build" / "minhash"
+OURS = ["numba", "numpy", "polars", "pyarrow", "pydantic"]
 PACKAGES = ["rensa==0.5.0", "datasketch==2.0.0", "datatrove[processing]==0.10.1"]
+MARK = ".installed-with-numba"
 WORDS, NGRAM, PERMUTATIONS = 60, 3, 128
 AT_MOST = {"clusters_s": 60.0, "clusters_gb": 1.0}
 AT_LEAST = {"speedup_over_libraries": 1.5}
@@ -78,10 +80,10 @@ def rensa_hashed(texts: list[str]) -> Rows:
     import polars as pl
     from rensa import RMinHash
 
-    from stages.word_ngrams import blocks, words_of
+    from stages.word_ngrams import TextBytes, blocks, ngrams_of
 
     def signed(block: pl.Series) -> Rows:
-        ngrams = words_of(block, marks=True).ngrams(NGRAM)
+        ngrams = ngrams_of(TextBytes.of(block, marks=True), NGRAM)
         offsets = ngrams.offsets.astype(np.uint64)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             ngrams.hashes, offsets, PERMUTATIONS, 0
@@ -178,14 +180,14 @@ def measure(name: str, count: int) -> dict[str, float | str]:
 def installed() -> Path:
     """Return the interpreter of the libraries' environment, made on first use."""
     python = ENVIRONMENT / "bin" / "python"
-    if not (ENVIRONMENT / ".installed").exists():
+    if not (ENVIRONMENT / MARK).exists():
         print(f"installing {', '.join(PACKAGES)} into {ENVIRONMENT.relative_to(ROOT)} ...")
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-        ours = ["-c", str(ROOT / "constraints.txt"), "numpy", "polars", "pydantic"]
+        ours = ["-c", str(ROOT / "constraints.txt"), *OURS]
         pip = [str(python), "-m", "pip", "install", "-qq"]
         subprocess.run([*pip, *ours], check=True)
         subprocess.run([*pip, *PACKAGES], check=True)
-        (ENVIRONMENT / ".installed").touch()
+        (ENVIRONMENT / MARK).touch()
     return python
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from flows.adapter_requests import Adapter
 from flows.models import Policy, find_policy
-from trainer.adapter_chain import adapter_step, manifest_in, write_combined
+from trainer.adapter_chain import adapter_step, write_combined
 from trainer.adapters import FOLDER
-from trainer.model_folder import MANIFEST
+from trainer.model_folder import MANIFEST, manifest_in
 
 if TYPE_CHECKING:
     from trainer.adapter_chain import AdapterStep

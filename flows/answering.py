@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from flows.spending import budget_of
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from stages.generation import Engine, Request
     from stages.generation_settings import GenerationConfig, Sampling
 
+WORDLESS_UNTIL_STOP = 20
+"""Prompts answered without a word before any has one: then the others would not have one."""
 MOST_COMMITS_WAITING = 32
 """Parts that are whole and not written yet; with more the next answer waits."""
 
@@ -44,12 +47,7 @@ class _Part:
 
     def recover(self, journal: Journal) -> None:
         """Take the answers that an earlier attempt journaled."""
-        for request in self.requests:
-            stored: list[Any] | None = journal.get(request.prompt_id)
-            if stored is not None:
-                prompt_id, samples, *rest = stored
-                completions = [SampledCompletion(*sample) for sample in samples]
-                self.answers[prompt_id] = Answer(prompt_id, completions, *rest)
+        self.answers |= journaled(journal, self.requests)
 
     def take(self, answer: Answer) -> Answer:
         """Add an answer to one of `unanswered`; return it with what was there before.
@@ -91,6 +89,41 @@ class _Part:
                 yield from (s.error or "unknown" for s in answer.samples if s.text is None)
 
 
+def _has_word(answer: Answer) -> bool:
+    return any((sample.text or "").strip() for sample in answer.samples)
+
+
+def journaled(journal: Journal, requests: Iterable[Request]) -> dict[str, Answer]:
+    """Return what an earlier attempt journaled of the answers to ``requests``."""
+    answers = {}
+    for request in requests:
+        stored: list[Any] | None = journal.get(request.prompt_id)
+        if stored is not None:
+            prompt_id, samples, *rest = stored
+            completions = [SampledCompletion(*sample) for sample in samples]
+            answers[request.prompt_id] = Answer(prompt_id, completions, *rest)
+    return answers
+
+
+def require_few_missing(
+    reasons: Counter[str], most: float, found: str, expected: str, where: str
+) -> None:
+    """Return if at most ``most`` answers are missing: few enough to be recorded as such.
+
+    Raises:
+        EndpointError: they are more; says what was ``found``, the reasons and their counts.
+    """
+    if reasons.total() > most:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        raise EndpointError(
+            f"{found}: {counts}",
+            expected=expected,
+            where=where,
+            remedy="look at the server, then start the same command again: only what is "
+            "missing is asked for; or raise generation.maximum_missing_share",
+        )
+
+
 def answer_prompts(
     writer: StageWriter,
     prompts: pl.DataFrame,
@@ -107,7 +140,8 @@ def answer_prompts(
     started only when a part isn't there.
 
     Raises:
-        EndpointError: the servers are gone, or too many completions are missing.
+        EndpointError: the servers are gone, too many completions are missing, or the first prompts
+            get none with a word in it.
         BudgetError: the budget is spent.
     """
     per_generator = generation.count_parts(prompts, config.generation)
@@ -135,6 +169,9 @@ class _Answering:
     ) -> None:
         self.writer, self.journal, self.generator = writer, journal, generator
         self.engine, self.sampling = engine, generator.sampling
+        self._wordless: Counter[str] | None = Counter()
+        """Why the first answers have no word; None once one has."""
+        self._asked_in_vain = 0
 
     def run(self, parts: list[_Part], there: set[int], config: GenerationConfig) -> None:
         """Write the parts that aren't ``there``: the whole ones at once, the others at the end."""
@@ -146,6 +183,9 @@ class _Answering:
                 if part.index not in there:
                     part.recover(self.journal)
                     commits.add(part) if part.is_whole else left.update({part.index: part})
+            recovered = chain.from_iterable(part.answers.values() for part in left.values())
+            if there or any(map(_has_word, recovered)):
+                self._wordless = None
             batches = [part.unanswered for part in left.values()]
             waiting = sum(map(len, batches))
             self.writer.advance(asked - waiting, asked)
@@ -153,11 +193,20 @@ class _Answering:
             for answer in self.engine.answers(batches, self.sampling):
                 part = part_of[answer.prompt_id]
                 self._keep(part, answer)
+                self._require_words(answer)
                 if part.is_whole:
                     commits.add(left.pop(part.index))
                 waiting -= 1
                 self.writer.advance(asked - waiting, asked)
-            self._require_few_missing(left.values(), completions, config.maximum_missing_share)
+            share = config.maximum_missing_share
+            missing = Counter(reason for part in left.values() for reason in part.missing())
+            require_few_missing(
+                missing,
+                share * completions,
+                f"{missing.total()} of {completions} completions are missing",
+                f"at most a share of {share}",
+                f"generator {self.generator.name!r}",
+            )
             for part in left.values():
                 commits.add(part)
 
@@ -171,6 +220,28 @@ class _Answering:
         if answer.missing < len(answer.samples):
             self.journal.put(answer.prompt_id, answer)
 
+    def _require_words(self, answer: Answer) -> None:
+        """Return unless none of the first answers has a word: a model that only thinks, say.
+
+        Raises:
+            EndpointError: says why there was none, and how often.
+        """
+        if self._wordless is None or _has_word(answer):
+            self._wordless = None
+            return
+        self._asked_in_vain += 1
+        self._wordless.update(sample.error or "empty_completion" for sample in answer.samples)
+        if self._asked_in_vain == WORDLESS_UNTIL_STOP:
+            counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self._wordless.items()))
+            raise EndpointError(
+                f"none of the first {WORDLESS_UNTIL_STOP} prompts got a completion with a word in "
+                f"it: {counts}",
+                expected="text",
+                where=f"generator {self.generator.name!r}",
+                remedy="raise `max_completion_tokens` if it is a model that thinks first; else "
+                "look at the server. Only what was in flight was asked as well",
+            )
+
     def _commit(self, part: _Part) -> None:
         rows = generation.candidates_of(
             part.prompts, part.answers, self.engine, self.sampling, self.generator.name
@@ -178,25 +249,6 @@ class _Answering:
         self.writer.write("candidates", rows, part.index)
         self.journal.forget(list(part.answers))
         part.answers.clear()
-
-    def _require_few_missing(
-        self, parts: Iterable[_Part], asked: int, maximum_share: float
-    ) -> None:
-        """Return if few enough completions are missing to be recorded as such.
-
-        Raises:
-            EndpointError: more than the configured share; names the reasons and their counts.
-        """
-        counts = Counter(reason for part in parts for reason in part.missing())
-        if counts.total() > maximum_share * asked:
-            raise EndpointError(
-                f"{counts.total()} of {asked} completions are missing: "
-                + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())),
-                expected=f"at most a share of {maximum_share}",
-                where=f"generator {self.generator.name!r}",
-                remedy="look at the server, then start the same command again: only what is "
-                "missing is asked for; or raise generation.maximum_missing_share",
-            )
 
 
 class _Commits:

@@ -26,14 +26,14 @@ from flows.capability_items import (
 from flows.capability_prompts import after_answers, asked_of
 from flows.curation import judge_in_parts
 from flows.generators import policy_generator
+from flows.policy_duels import Answers, judge_duels
 from flows.spending import budget_of
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
 from stages import generation
 from stages.content_ids import content_hash, file_sha256
 from stages.errors import ConfigError
-from stages.judge_prompts import load_rubric
-from stages.judges import JudgeScorer
+from stages.judges import is_pairwise
 from trainer.capabilities import (
     INSTRUCTIONS,
     TEXTS,
@@ -42,7 +42,8 @@ from trainer.capabilities import (
     capabilities,
     controlled_row,
 )
-from trainer.evaluation import EVEN, WIN_RATE
+from trainer.evaluation import EVEN, WIN_RATE, scored_samples
+from trainer.win_rate import judged_duels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from flows.models import Policy
     from lineage.workspace import Dataset, Workspace
 
-ANSWERS_VERSION = VERDICTS_VERSION = ITEMS_VERSION = DUELS_VERSION = CARD_VERSION = 1
+ANSWERS_VERSION = VERDICTS_VERSION = ITEMS_VERSION = CARD_VERSION = 1
 
 
 class Answered(NamedTuple):
@@ -94,11 +95,17 @@ def make_card(context: RunContext, config: PipelineConfig, policies: Sequence[Po
     for policy in policies:
         for one in asked:
             own = answered[policy.name, one.capability]
-            if not _is_pairwise(one):
+            if not is_pairwise(one.scorer):
                 items.append(_items(context, config, policy, one, own))
             elif policy is not policies[0]:
                 first = answered[policies[0].name, one.capability]
-                duels.append(_duel(context, config, policy, one, (first, own)))
+                sides = (
+                    Answers(policies[0], policies[0].name, first.candidates),
+                    Answers(policy, policy.name, own.candidates),
+                )
+                name = _name(policy, one.capability, "duels")
+                judgments = judge_duels(context, config, name, one.scorer, own.prompts, sides)
+                duels.append(Duel(policy, one, first, own, judgments))
     # What loads a model into this process comes last: it stops the servers.
     items += [read for policy in policies for read in _in_process(context, config, card, policy)]
     return _compared(context, config, policies, items, duels)
@@ -141,11 +148,6 @@ def _require_distinct(policies: Sequence[Policy]) -> None:
         )
 
 
-def _is_pairwise(asked: Asked) -> bool:
-    scorer = asked.scorer
-    return isinstance(scorer, JudgeScorer) and load_rubric(scorer.rubric).mode == "pairwise"
-
-
 def _answered(
     context: RunContext, config: PipelineConfig, policy: Policy, asked: Asked
 ) -> Answered:
@@ -153,7 +155,7 @@ def _answered(
     generator = policy_generator(config, policy)
     sampling = generator.sampling._replace(temperature=0.0, heldout_samples=1)
     generator = dataclasses.replace(generator, name=policy.name, sampling=sampling)
-    second_turns = {} if _is_pairwise(asked) else asked.second_turns
+    second_turns = {} if is_pairwise(asked.scorer) else asked.second_turns
     settings = {
         "prompts_per_part": config.generation.prompts_per_part,
         "control_tokens": config.generation.control_tokens,
@@ -221,32 +223,6 @@ def _verdicts(
 
     name = _name(policy, asked.capability, "verdicts")
     return run_stage(context, name, spec, make).output("judgments")
-
-
-def _duel(
-    context: RunContext,
-    config: PipelineConfig,
-    policy: Policy,
-    asked: Asked,
-    sides: tuple[Answered, Answered],
-) -> Duel:
-    """Return a pairwise judge's verdicts on the first policy's answers and another's."""
-    scorer = asked.scorer
-    assert scorer is not None
-    settings = {"scorer": scorers.deciding(scorer, policy)}
-    inputs = (*sides[0], *sides[1])
-    spec = StageSpec("card_duels", DUELS_VERSION, settings, inputs, ("judgments",))
-
-    def make(writer: StageWriter) -> None:
-        both = pl.concat(writer.read(side.candidates) for side in sides)
-        budget = budget_of(context, config.budget)
-        with scorers.opened(scorer, writer, policy, budget, sides[1].candidates) as judge:
-            if writer.existing("judgments", 0) is None:
-                writer.write("judgments", judge(both, asked.prompts))
-
-    name = _name(policy, asked.capability, "duels")
-    judgments = run_stage(context, name, spec, make).output("judgments")
-    return Duel(policy, asked, *sides, judgments)
 
 
 def _in_process(
@@ -349,25 +325,8 @@ def _met(writer: StageWriter, duel: Duel) -> pl.DataFrame:
 
     Prompts that the judge gave no verdict on are left out.
     """
-    columns = ["candidate_id", "prompt_id", "completion_tokens"]
-    own, first = (writer.read(side.candidates, columns) for side in (duel.own, duel.first))
-    verdicts = writer.read(duel.judgments).drop_nulls("score")
-    won = (
-        verdicts.join(own, on="candidate_id", how="left")
-        .with_columns(
-            win=pl.when(pl.col("prompt_id").is_null()).then(1 - pl.col("score")).otherwise("score"),
-            own_id=pl.when(pl.col("prompt_id").is_null())
-            .then("other_candidate_id")
-            .otherwise("candidate_id"),
-        )
-        .group_by("own_id")
-        .agg(pl.col("win").mean())
+    first, own = (
+        scored_samples(writer.read(side.candidates), None, duel.asked.prompts)
+        for side in (duel.first, duel.own)
     )
-    gap = pl.col("completion_tokens") - pl.col("former_tokens")
-    return (
-        own.join(won, left_on="candidate_id", right_on="own_id")
-        .join(first.select("prompt_id", former_tokens="completion_tokens"), on="prompt_id")
-        .join(duel.asked.prompts.select("prompt_id", "stratum"), on="prompt_id")
-        .select("prompt_id", "stratum", "win", length_gap=gap.cast(pl.Float64))
-        .sort("prompt_id")
-    )
+    return judged_duels(first, own, writer.read(duel.judgments)).drop_nulls("win")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import NoReturn
 
 import click
 
 from flows.commands import COMMANDS
-from flows.commands.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED
+from flows.commands.exit_codes import EXIT_ERROR
+from flows.interruption import EXIT_INTERRUPTED, INTERRUPTED, is_asked, of_command
 
 EXIT_CODES = """
 \b
@@ -41,15 +41,7 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command; print errors that a user can act on as one sentence, without a trace."""
-    interrupted: list[int] = []
-
-    def stop(number: int, _frame: object) -> None:
-        interrupted.append(number)
-        raise KeyboardInterrupt
-
-    # A terminated run stops like an interrupted one: its record written, its server stopped.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    of_command()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as ended:
@@ -60,7 +52,7 @@ def main() -> None:
     except BaseException as error:
         from stages.errors import PrefmillError
 
-        if interrupted or _is_interruption(error):
+        if is_asked() or _is_interruption(error):
             _exit_interrupted()
         if not isinstance(error, PrefmillError):
             raise
@@ -76,7 +68,7 @@ def _is_interruption(error: BaseException) -> bool:
 
 
 def _exit_interrupted() -> NoReturn:
-    click.echo("\ninterrupted: nothing finished is lost; the same command continues", err=True)
+    click.echo(f"\n{INTERRUPTED}", err=True)
     sys.exit(EXIT_INTERRUPTED)
 
 

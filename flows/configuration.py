@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-import yaml
 
 from flows.spending import BudgetConfig
 from stages.configuration import OPERATIONAL, Config
@@ -20,6 +19,7 @@ from stages.noise_voters import NoiseConfig, why_no_noise
 from stages.pairing import PairingConfig
 from stages.prompt_sampling import PromptSamplingConfig
 from stages.scoring import ScoringConfig
+from stages.yaml_files import read_yaml_file
 from trainer.capabilities import CardConfig
 from trainer.dpo_settings import DPOTrainingConfig
 from trainer.gate import GateConfig
@@ -42,7 +42,8 @@ class EvaluationConfig(Config):
     """
 
     scorer: str | None = None
-    """The scorer that compares; null is `pairing.scorer`, which taught the policy what it likes."""
+    """The scorer that compares; null is `pairing.scorer`, which taught the policy what it likes. A
+    pairwise judge is shown both policies' answers."""
     greedy: bool = True
     """Also compare one greedy answer per prompt."""
     kl_samples_per_prompt: pydantic.NonNegativeInt = 1
@@ -283,10 +284,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             where=f"working directory {Path.cwd()}",
             remedy="start from configs/refresh.yaml",
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not YAML: {error}", where=str(path)) from None
+    values = read_yaml_file(path)
     if not isinstance(values, dict):
         raise ConfigError("not a mapping of keys", expected="keys such as `name:`", where=str(path))
     return values

@@ -178,8 +178,9 @@ def judge_candidates(
     spec = StageSpec("judge", scoring.VERSION, settings, inputs, ("judgments",))
 
     def make(writer: StageWriter) -> None:
-        budget = budget_of(context, config.budget)
-        with scorers.opened(scorer, writer, policy, budget, candidates) as judge:
+        budget, patient = budget_of(context, config.budget), config.scoring.health.all_may_miss
+        opened = scorers.opened(scorer, writer, policy, budget, candidates, patient=patient)
+        with opened as judge:
             judge_in_parts(writer, judge, candidates, writer.read(prompts))
 
     return run_stage(context, f"judge:{scorer.name}", spec, make).output("judgments")
@@ -194,6 +195,7 @@ def judge_in_parts(
 ) -> int:
     """Write one scorer's judgments from part ``first`` on; return the part after its last."""
     judged = groups(writer.workspace, candidates)
+    writer.advance(0, len(judged))
     for done, group in enumerate(judged, start=1):
         index = first + done - 1
         if writer.existing("judgments", index) is None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flows.configuration import PipelineConfig
     from flows.models import Policy
     from lineage.workspace import Workspace
+    from stages.prompt_sources import PromptSource
 
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 
@@ -125,7 +126,6 @@ def _configuration(path: Path) -> Iterator[Finding]:
     """Check the file, its prompt files and its model."""
     from flows.configuration import load_config
     from flows.models import find_policy
-    from stages.prompt_sources import fingerprint
 
     try:
         config = load_config(path)
@@ -134,12 +134,7 @@ def _configuration(path: Path) -> Iterator[Finding]:
         return
     yield Finding("configuration", "ok", f"{path}: {config.name}, {config.rounds} round(s)")
     for source in config.prompts.sources:
-        try:
-            fingerprint(source)
-        except PrefmillError as error:
-            yield Finding(f"prompts {source.name}", "missing", str(error))
-        else:
-            yield Finding(f"prompts {source.name}", "ok", source.kind)
+        yield _prompts(source, config.prompts.seed)
     try:
         policy = find_policy(config.policy)
     except PrefmillError as error:
@@ -147,6 +142,21 @@ def _configuration(path: Path) -> Iterator[Finding]:
         return
     yield Finding("policy", "ok", f"{policy.folder}, weights {policy.weights_hash}")
     yield from _engines(config, policy)
+
+
+def _prompts(source: PromptSource, seed: int) -> Finding:
+    """Read a source as a run does, with every row of it."""
+    from stages.prompt_sources import read_source
+
+    subject = f"prompts {source.name}"
+    try:
+        prompts, bad_rows = read_source(source, seed)
+    except PrefmillError as error:
+        return Finding(subject, "missing", str(error))
+    detail = f"{source.kind}, {prompts.height} prompts"
+    if bad_rows:
+        detail += f", {len(bad_rows)} bad rows are set aside, the first: {bad_rows[0].reason}"
+    return Finding(subject, "ok" if prompts.height and not bad_rows else "warning", detail)
 
 
 def _engines(config: PipelineConfig, policy: Policy) -> Iterator[Finding]:

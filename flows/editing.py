@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flows import scorers
+from flows.answering import journaled, require_few_missing
 from flows.generators import ReadyGenerator, ready_generators
 from flows.progress import say
 from flows.reference_answers import token_counter
@@ -23,10 +24,9 @@ from stages.chat_template import find_control_tokens
 from stages.content_ids import content_hash, file_sha256
 from stages.edit_prompts import edit_messages, load_instruction
 from stages.edits import EditedBy, ModelEditor, PeopleEditor
-from stages.errors import ConfigError, EndpointError
+from stages.errors import ConfigError
 from stages.generation import Answer, Request, SampledCompletion
-from stages.judge_prompts import load_rubric
-from stages.judges import JudgeScorer
+from stages.judges import is_pairwise
 from stages.tables import CANDIDATES, EDITS, GOLD_SPLIT, JUDGMENTS
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def require_editable(config: PipelineConfig, policy: Policy) -> None:
         PrefmillError: the instruction, the file or the model can't be used.
     """
     for judge in _choosing(config).judges:
-        if isinstance(judge, JudgeScorer) and load_rubric(judge.rubric).mode == "pairwise":
+        if is_pairwise(judge):
             raise ConfigError(
                 f"scorer {judge.name!r} compares answers with each other, and an edited answer is "
                 "judged by itself",
@@ -243,8 +243,7 @@ class _ModelEdits:
         """
         sampling = self.ready.sampling._replace(samples=1, heldout_samples=1)
         requests = [self._request(row, sampling.seed) for row in targets.iter_rows(named=True)]
-        came = {request.prompt_id: self._stored(request.prompt_id) for request in requests}
-        answers = {key: answer for key, answer in came.items() if answer is not None}
+        answers = journaled(self.journal, requests)
         unasked = [request for request in requests if request.prompt_id not in answers]
         if unasked:
             refused = self._refused(unasked)
@@ -256,7 +255,13 @@ class _ModelEdits:
                     self.failed[answer.samples[0].error or "unknown"] += 1
                 else:
                     self.journal.put(answer.prompt_id, answer)
-            self._require_few_failed()
+            require_few_missing(
+                self.failed,
+                self.most_missing,
+                f"{self.failed.total()} edits are missing",
+                f"at most {self.most_missing:g}, generation.maximum_missing_share of the prompts",
+                f"edits.generator {self.ready.name!r}",
+            )
             # They are committed so, in two tables: after a kill between them they are no others.
             for key, answer in answers.items():
                 if answer.missing:
@@ -268,13 +273,6 @@ class _ModelEdits:
         messages = edit_messages(self.instruction, row["messages"], row["completion"])
         own = row["edited_candidate_id"]
         return Request(own, messages, generation.prompt_seed(seed, own), 1)
-
-    def _stored(self, key: str) -> Answer | None:
-        stored: list[Any] | None = self.journal.get(key)
-        if stored is None:
-            return None
-        asked, samples, *rest = stored
-        return Answer(asked, [SampledCompletion(*sample) for sample in samples], *rest)
 
     def _refused(self, requests: list[Request]) -> dict[str, Answer]:
         """Return missing answers of what is not asked: it could fake turns, or is too long."""
@@ -295,19 +293,6 @@ class _ModelEdits:
             for request, reason in zip(requests, why, strict=True)
             if reason
         }
-
-    def _require_few_failed(self) -> None:
-        if self.failed.total() > self.most_missing:
-            counts = sorted(self.failed.items())
-            raise EndpointError(
-                f"{self.failed.total()} edits are missing: "
-                + ", ".join(f"{count} {reason}" for reason, count in counts),
-                expected=f"at most {self.most_missing:g}, generation.maximum_missing_share of the "
-                "prompts",
-                where=f"edits.generator {self.ready.name!r}",
-                remedy="look at the server, then start the same command again: only what is "
-                "missing is asked for; or raise generation.maximum_missing_share",
-            )
 
     def _editor(self) -> EditedBy:
         engine, sampling = self.engine(), self.ready.sampling

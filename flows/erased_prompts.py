@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flows.progress import say
+from lineage.liveness import is_locked
 from stages.errors import PrefmillError
+from trainer.checkpoints import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lineage.workspace import Workspace
     from stages.prompt_sources import PromptSource
+
+
+def cut_short(checkpoints: Path) -> list[Path]:
+    """Return the folders that trainings left which ended before their time."""
+    folders = sorted(checkpoints.glob("run-*"))
+    return [folder for folder in folders if not is_locked(folder / LOCK)]
 
 
 def sources_with(workspace: Workspace, prompt_id: str, run_ids: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 import polars as pl
 
 from flows.hashed_file import HashedFile
+from flows.progress import say
 from flows.shards import Shard, computed_by_shard, prompts_of
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
@@ -55,6 +56,8 @@ def export_pairs(context: RunContext, config: PipelineConfig, *inputs: Dataset) 
                 for name in export.distinct(asked.formats)
             ]
             _write_shards(writer, curated, asked, files)
+            if not any(file.rows for file in files if file.split == "train"):
+                say("no pair is left to train on: the train files are empty")
             rows = [file.commit(writer) for file in files]
         rows += _companions(writer, curated, asked, folder)
         writer.write("exports", pl.concat(rows))

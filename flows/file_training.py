@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -74,10 +73,11 @@ def train_recorded(
     """
     from trainer.model_folder import MANIFEST
 
+    data_sha256 = file_sha256(asked.data)
     settings = {
         "training": asked.training.deciding(),
         "base": asked.base.fingerprint,
-        "data_sha256": file_sha256(asked.data),
+        "data_sha256": data_sha256,
         "output": _place(workspace, asked.output),
     }
     run_id = f"{asked.flow}-{content_hash([asked.flow, settings])[:10]}"
@@ -100,7 +100,7 @@ def train_recorded(
 
         result = train(writer.advance)
         made.append(result)
-        row = _row(workspace, asked, spec.key)
+        row = _row(workspace, asked, data_sha256, spec.key)
         writer.write(TRAININGS.name, pl.DataFrame([row], schema=TRAININGS.empty().schema))
         training_id = pl.lit(row["training_id"])
         writer.write("training_metrics", result.metrics.with_columns(round_id=training_id))
@@ -112,17 +112,19 @@ def train_recorded(
     return result
 
 
-def _row(workspace: Workspace, asked: FileTraining, stage_key: str) -> dict[str, Any]:
+def _row(
+    workspace: Workspace, asked: FileTraining, data_sha256: str, stage_key: str
+) -> dict[str, Any]:
     """Return the row of TRAININGS about a model that is there."""
-    from trainer.model_folder import MANIFEST
+    from trainer.model_folder import manifest_in
 
-    manifest = json.loads((asked.output / MANIFEST).read_text(encoding="utf-8"))
+    manifest = manifest_in(asked.output)
     of_pairs = "pairs" in manifest
     return {
         "training_id": f"{TRAINING}{stage_key}",
         "objective": manifest.get("objective", "preferences"),
         "data_path": _place(workspace, asked.data),
-        "data_sha256": file_sha256(asked.data),
+        "data_sha256": data_sha256,
         "base_weights_hash": manifest["base_weights_hash"],
         "reference_weights_hash": manifest.get("reference_weights_hash"),
         "result_weights_hash": manifest["weights_hash"],

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.editing import ready_editor
 from flows.generators import ReadyGenerator, policy_generator, ready_generators
+from flows.policy_duels import comparing_judge
 from flows.preflight import require_usable
 from flows.prompt_choice import seen_prompts
 from stages import generation, prompt_sampling
+from stages.budget import Budget, Usage
 from stages.content_ids import content_hash
 from stages.edit_prompts import edit_messages, load_instruction
 from stages.edits import ModelEditor
-from stages.endpoints import Budget, Usage
 from stages.generation_settings import OpenAIGenerator, TransformersGenerator
 from stages.gold import ANSWERS as GOLD_ANSWERS
 from stages.judge_prompts import load_rubric, render
@@ -103,8 +104,9 @@ def forecast(
         edited = sum(counts[split] for split in SPLITS)
         lines.append(_of_editor(config, config.edits, policy, prompts, answer, edited))
     lines += [_of_judge(j, config, prompts, answer, judged) for j in _judges(config.scoring)]
+    met = _duels(config, counts["heldout"]) if comparing_judge(config) else compared
     for judge in _judges(config.scoring.needed_for(config.evaluating_scorer)) if rounds else []:
-        line = _of_judge(judge, config, prompts, answer, compared)
+        line = _of_judge(judge, config, prompts, answer, met)
         evaluations.append(line._replace(who=f"{line.who}, evaluation"))
     return lines + evaluations
 
@@ -117,6 +119,12 @@ def _compared(config: PipelineConfig, heldout: int) -> list[_Ask]:
     """Return the answers that rounds compare, besides those that generation makes anyway."""
     sampled = [_Ask(heldout, config.generation.heldout_samples_per_prompt)]
     return sampled + [_Ask(heldout, 1)] * (2 if config.evaluation.greedy else 0)
+
+
+def _duels(config: PipelineConfig, heldout: int) -> list[_Ask]:
+    """Return what a pairwise judge is shown: of each sample, and greedy, a new and a former one."""
+    samples = config.generation.heldout_samples_per_prompt
+    return [_Ask(heldout, 2)] * (samples + config.evaluation.greedy)
 
 
 class _Rates(NamedTuple):

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from flows.adapter_requests import Adapter
     from flows.configuration import PipelineConfig
     from lineage.workspace import Workspace
+    from stages.budget import Budget
     from stages.endpoint_settings import EndpointConfig
-    from stages.endpoints import Budget
     from stages.generation import Engine
     from stages.judges import JudgeScorer
     from stages.scoring import RewardModelScorer
@@ -123,7 +123,10 @@ class ReadyGenerator:
             from stages.transformers_engine import TransformersEngine
 
             assert self.model is not None
-            engine = TransformersEngine(self.model.folder, self.model.name, self.config.threads)
+            model, config = self.model, self.config
+            engine = TransformersEngine(
+                model.folder, model.name, config.threads, config.prompts_per_batch
+            )
             self._require_same_template(engine.template_fingerprint)
             yield engine
             return

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flows.interruption import stop_if_asked
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -30,7 +32,12 @@ _running: list[tuple[Progress, TaskID]] = []
 
 @contextlib.contextmanager
 def stage_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield ``advance(done, total)``; on leaving, print one line with the time taken."""
+    """Yield ``advance(done, total)``; on leaving, print one line with the time taken.
+
+    Raises:
+        KeyboardInterrupt: the command was asked to stop, found at the start or at an advance.
+    """
+    stop_if_asked()
     started = time.monotonic()
     columns = (
         TextColumn("  {task.description:<24}"),
@@ -46,6 +53,7 @@ def stage_progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
+            stop_if_asked()
 
         _running.append((bar, task))
         try:
@@ -53,6 +61,16 @@ def stage_progress(label: str) -> Iterator[Callable[[int, int], None]]:
         finally:
             _running.pop()
     say(f"{label:<24} {time.monotonic() - started:6.1f} s")
+
+
+def note_done(done: int, total: int) -> None:
+    """Show beside the innermost bar how far its present part has got.
+
+    Raises:
+        KeyboardInterrupt: the command was asked to stop.
+    """
+    stop_if_asked()
+    note("" if done == total else f"{done:,} of {total:,} in this part")
 
 
 def note(text: str) -> None:

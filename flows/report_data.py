@@ -14,6 +14,7 @@ from flows.run_outputs import read_output
 from lineage.query import query
 from lineage.records import read_stage_runs
 from lineage.workspace import commit_bytes, read_stage_record
+from stages.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +40,20 @@ CHECKS = "validations"
 
 
 def report_run(workspace: Workspace, run_id: str) -> Path:
-    """Write a run's pages and return where ``report.html`` is."""
-    return write_pages(workspace, gather(workspace, run_id))
+    """Write a run's pages and return where ``report.html`` is.
+
+    Raises:
+        DataError: a part-file of the run is broken or gone.
+    """
+    try:
+        data = gather(workspace, run_id)
+    except (pl.exceptions.PolarsError, FileNotFoundError) as error:
+        raise DataError(
+            f"a part-file of the run cannot be read: {error}",
+            where=f"run {run_id}",
+            remedy="`prefmill lineage rebuild` names it; delete it and start the run again",
+        ) from None
+    return write_pages(workspace, data)
 
 
 def write_pages(workspace: Workspace, data: ReportData) -> Path:

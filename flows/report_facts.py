@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from flows.report_graph import Node
+
+HEADLINES = ("success", "score", "length_controlled_win_rate")
+"""The metrics that stand for all, the first that there is: a pairwise judge gives no scores."""
 
 
 def _none() -> pl.DataFrame:
@@ -81,7 +86,12 @@ def of_round(frame: pl.DataFrame, round_id: str | None) -> pl.DataFrame:
     return frame if frame.is_empty() else frame.filter(pl.col("round_id") == round_id)
 
 
+def headline_metric(metrics: Collection[str]) -> str:
+    """Return the first of `HEADLINES` among ``metrics``; "" without any."""
+    return next((name for name in HEADLINES if name in metrics), "")
+
+
 def main_metric(evaluations: pl.DataFrame) -> str:
-    """Return the metric that stands for all: success, else the score; "" without any."""
+    """Return the metric that stands for all: of `HEADLINES`, else any; "" without any."""
     names: list[str] = [] if evaluations.is_empty() else evaluations["metric"].unique().to_list()
-    return next((m for m in ("success", "score", *sorted(names)) if m in names), "")
+    return headline_metric(names) or min(names, default="")

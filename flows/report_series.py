@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from flows import report_charts
+from flows.report_facts import headline_metric
 from flows.report_numbers import count, moment, number, percent
 from flows.report_page import write_page
 from flows.report_verdict import Verdict
@@ -112,7 +113,7 @@ def _row(workspace: Workspace, run: RunRecord) -> dict[str, Any]:
     whole = {
         (row["metric"], row["decoding"]): row for row in measured.filter(stratum="all").to_dicts()
     }
-    metric = next((m for m in ("success", "score") if (m, "sampled") in whole), "")
+    metric = headline_metric([name for name, decoding in whole if decoding == "sampled"])
     growth = whole.get(("completion_tokens", "sampled"))
     return {
         "run": run,
@@ -153,16 +154,23 @@ def series_verdict(rows: list[dict[str, Any]]) -> Verdict:
         return Verdict("data", "No verdict", "No round has been judged.", (told,))
     show = percent if judged[0]["metric"] == "success" else number
     first = judged[0]["sampled"]["before"]
+    stays = f"; {judged[0]['metric']} stays at {show(first)}" if _adds_up(judged) else ""
     if not promoted:
-        headline = f"No round was promoted; {judged[0]['metric']} stays at {show(first)}."
-        return Verdict("held", "Held back", headline, (told,))
+        return Verdict("held", "Held back", f"No round was promoted{stays}.", (told,))
     last = promoted[-1]["sampled"]["after"]
     went = "went" if last == first else "rose" if last > first else "fell"
     headline = f"Held-out {judged[0]['metric']} {went} from {show(first)} to {show(last)}."
+    if not _adds_up(judged):
+        headline = f"The last promoted round wins {percent(last)} against the policy before."
     each = (
         "Sampled decoding; each round's interval is in the table, the series as a whole has none."
     )
     return Verdict("promoted", "Promoted", headline, (told, each))
+
+
+def _adds_up(judged: list[dict[str, Any]]) -> bool:
+    """Return whether the measure goes on from round to round: a win rate is of one round."""
+    return judged[0]["sampled"] is not judged[0]["win_rate"]
 
 
 def _plots(rows: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
@@ -183,7 +191,7 @@ def _plots(rows: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
     note = "A line: the paired 95 % interval of the change in that round."
     held = "A round that is held back leaves the policy as it was."
     even = "Against the policy before the round; on the dashed line neither wins."
-    return [
+    plots = [
         (metric.capitalize(), f"After each round, sampled decoding. {note} {held}",
          report_charts.by_round("course", _frame(course), metric, percent=share)),
         ("Win rate, length-controlled", even,
@@ -192,6 +200,7 @@ def _plots(rows: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
          report_charts.by_round("kl-rounds", _frame(divergence), "KL, nats", 0.0)),
         ("Pairs trained on", "", report_charts.by_round("trained", _frame(pairs), "pairs", 0.0)),
     ]  # fmt: skip
+    return plots if _adds_up(judged) else plots[1:]
 
 
 def _after(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from flows import series
 from flows.capability_card import card_of_round
 from flows.configuration import PipelineConfig, load_config
 from flows.curation import curate
+from flows.evaluating import evaluate, require_comparable
 from flows.generators import policy_generator
 from flows.mixing import mix_earlier_pairs
 from flows.models import Policy, Promoted, find_policy, write_promoted
@@ -20,13 +21,7 @@ from flows.progress import say
 from flows.prompt_choice import nothing_new
 from flows.run_outputs import read_output
 from flows.tracked_run import tracked_run
-from flows.training_round import (
-    evaluate,
-    judge_round,
-    measure_kl,
-    require_comparable,
-    train_policy,
-)
+from flows.training_round import judge_round, measure_kl, train_policy
 from flows.vllm_server import adapter_rank, kept_between_runs, visible
 from lineage.workspace import Workspace
 from stages.errors import ConfigError
@@ -125,7 +120,7 @@ def one_round(
         mixed = mix_earlier_pairs(context, config, curated)
         trained = train_policy(context, config, policy, reference, mixed, index)
         compared = evaluate(context, config, curated, policy, trained.policy)
-        _, sampled = compared[0]
+        sampled = compared[0].after
         log_ratios = measure_kl(context, config, curated.prompts, trained, sampled)
         card = card_of_round(context, config, trained.former, trained.policy)
         beside = (log_ratios, card)
@@ -163,7 +158,10 @@ def promote(
 
 
 def verdict_line(workspace: Workspace, run_id: str) -> str:
-    """Return what a round came to: the measure before and after, its interval, KL, the verdict."""
+    """Return what a round came to: the measure before and after, its interval, KL, the verdict.
+
+    With a pairwise judge, also how often it went by the place.
+    """
     measured = read_output(workspace, run_id, "gate", "evaluations").filter(stratum="all")
     whole = {(row["metric"], row["decoding"]): row for row in measured.to_dicts()}
     said = []
@@ -172,6 +170,8 @@ def verdict_line(workspace: Workspace, run_id: str) -> str:
             change = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
             name = metric.replace("_", " ")
             said.append(f"{name} {row['before']:.3f} -> {row['after']:.3f} ({change})")
+    if flips := whole.get(("judge_flip_rate", "sampled")):
+        said.append(f"the judge's two orders disagree on {flips['after']:.0%}")
     if kl := whole.get(("kl_nats", "sampled")):
         said.append(f"KL {kl['after']:.3f} nats")
     row = read_output(workspace, run_id, "gate", "rounds").row(0, named=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.generators import check_server, managed_endpoint, require_same_template
 from flows.models import find_policy
-from flows.progress import say
+from flows.progress import note_done, say
 from flows.vllm_server import make_room
 from stages import scoring
 from stages.content_ids import content_hash
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flows.models import Policy
     from flows.stage_runner import StageWriter
     from lineage.workspace import Dataset, Workspace
-    from stages.endpoints import Budget
+    from stages.budget import Budget
     from stages.scoring import Scorer
 
     JudgePart = Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
@@ -122,7 +122,13 @@ def _served_name(scorer: JudgeScorer | scoring.RewardModelScorer) -> str:
 
 @contextlib.contextmanager
 def opened(
-    scorer: Scorer, writer: StageWriter, policy: Policy, budget: Budget, candidates: Dataset
+    scorer: Scorer,
+    writer: StageWriter,
+    policy: Policy,
+    budget: Budget,
+    candidates: Dataset,
+    *,
+    patient: bool = False,
 ) -> Iterator[JudgePart]:
     """Yield the scorer as a function on one part.
 
@@ -131,7 +137,8 @@ def opened(
 
     Raises:
         DataError: votes on candidates that aren't there, and they are refused.
-        ModelError: its model can't be used.
+        ModelError: its model can't be used; or, of a judge that is not to be ``patient``, none of
+            its first answers can be read.
         EndpointError: its server can't be used.
     """
     with contextlib.ExitStack() as stack:
@@ -142,20 +149,23 @@ def opened(
         elif isinstance(scorer, scoring.RewardModelScorer | scoring.ImplicitRewardScorer):
             source = _once(stack, _reward_source(scorer, writer.workspace, policy, budget))
             yield lambda answers, prompts: scoring.judge_by_rewards(
-                answers, prompts, scorer.name, source()
+                answers, prompts, scorer.name, source(), note_done
             )
         elif isinstance(scorer, TextClassifierScorer):
             model = functools.cache(functools.partial(_classifier, scorer))
             yield lambda answers, prompts: scoring.judge_by_rewards(
-                answers, prompts, scorer.name, model()
+                answers, prompts, scorer.name, model(), note_done
             )
         elif isinstance(scorer, LogProbabilityScorer):
             yield _log_probabilities(scorer, policy)
         else:
             assert isinstance(scorer, JudgeScorer)
             memory = stack.enter_context(writer.journal(content_hash(scorer.name)))
-            judge = _once(stack, opened_judge(scorer, writer.workspace, budget))
-            yield lambda answers, prompts: judge_candidates(answers, prompts, judge(), memory)
+            opening = opened_judge(scorer, writer.workspace, budget, patient=patient)
+            judge = _once(stack, opening)
+            yield lambda answers, prompts: judge_candidates(
+                answers, prompts, judge(), memory, note_done
+            )
             memory.remove()
 
 
@@ -165,7 +175,9 @@ def _once(stack: contextlib.ExitStack, context: AbstractContextManager[T]) -> Ca
 
 
 @contextlib.contextmanager
-def opened_judge(scorer: JudgeScorer, workspace: Workspace, budget: Budget) -> Iterator[Judge]:
+def opened_judge(
+    scorer: JudgeScorer, workspace: Workspace, budget: Budget, *, patient: bool = False
+) -> Iterator[Judge]:
     """Yield a judge whose server is reached, and started if prefmill runs it.
 
     Raises:
@@ -179,15 +191,16 @@ def opened_judge(scorer: JudgeScorer, workspace: Workspace, budget: Budget) -> I
         scorer = scorer.model_copy(update={"model": model.name})
     with EndpointPool(endpoint, budget, scorer.prices) as pool:
         pool.check(scorer.model)
-        yield Judge(scorer, load_rubric(scorer.rubric), pool)
+        yield Judge(scorer, load_rubric(scorer.rubric), pool, patient=patient)
 
 
 def _voters(scorer: scoring.VotesScorer, writer: StageWriter, candidates: Dataset) -> JudgePart:
-    """Return people's votes as a scorer; say so if some are on candidates that aren't there."""
+    """Return people's votes as a scorer; say so if some can't be read or are on no candidate."""
     votes = scoring.read_votes(scorer)
     known = writer.read(candidates, ["candidate_id", "prompt_id"])
     scoring.require_same_prompt(votes, known, scorer)
-    if warning := scoring.unknown_votes(votes, known["candidate_id"], scorer):
+    unknown = scoring.unknown_votes(votes, known["candidate_id"], scorer)
+    for warning in filter(None, (unknown, scoring.unread_votes(votes, scorer))):
         say(warning)
 
     def judge(answers: pl.DataFrame, _prompts: pl.DataFrame) -> pl.DataFrame:
@@ -224,7 +237,7 @@ def _log_probabilities(scorer: LogProbabilityScorer, policy: Policy) -> JudgePar
 
     def judge(candidates: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
         def compute(others: pl.DataFrame) -> pl.DataFrame:
-            return scoring.judge_by_rewards(others, prompts, scorer.name, source())
+            return scoring.judge_by_rewards(others, prompts, scorer.name, source(), note_done)
 
         return judge_by_log_probability(candidates, model.weights_hash, scorer.name, compute)
 

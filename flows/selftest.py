@@ -16,7 +16,7 @@ from flows.stage_runner import RunContext, StageSpec, StageWriter
 from flows.vllm_server import stop_all
 from lineage.workspace import Dataset
 from stages import generation, pairing, prompt_sampling, scoring
-from stages.endpoints import Budget
+from stages.budget import Budget
 from stages.errors import ConfigError, DataError
 from stages.generation import Answer
 from stages.generation_settings import GenerationConfig, Sampling
@@ -227,7 +227,7 @@ def _asked(
     spec = StageSpec("selftest", 1, {"scorer": scorer.name}, (), ())
     writer = StageWriter(RunContext(workspace, "selftest"), spec, lambda _done, _total: None)
     policy, nothing = find_policy(config.policy), Dataset("candidates", spec.key, ())
-    with opened(scorer, writer, policy, _budget(config), nothing) as judge:
+    with opened(scorer, writer, policy, _budget(config), nothing, patient=True) as judge:
         return [judge(answers, prompts) for answers in both]
 
 
@@ -319,7 +319,7 @@ def _injected(
         GoldPair(messages, *(json.loads(gold)[kind] for kind in ANSWERS))
         for messages, gold in prompts.select("messages", "gold").head(INJECTED_PAIRS).iter_rows()
     ]
-    with opened_judge(scorer, workspace, _budget(config)) as judge:
+    with opened_judge(scorer, workspace, _budget(config), patient=True) as judge:
         report = injection_flip_rate(judge.texts, rubric, pairs, system_role=scorer.system_role)
     limit = MAXIMUM_UNREADABLE_SHARE
     passed = report.verdicts > 0 and report.unreadable <= limit * report.verdicts

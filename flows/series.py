@@ -7,7 +7,7 @@ run again by itself, on the same prompts and models.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.configuration import PipelineConfig
 from flows.models import find_promoted
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from flows.models import Policy
     from lineage.workspace import Workspace
     from stages.prompt_sampling import PromptSamplingConfig
+
+
+HANDED_ON = {
+    "policy",
+    "initial_policy",
+    "average_policy",
+    "earlier_rounds",
+    "prompts",
+    "rounds",
+}
+"""What a round's configuration has from the one before it."""
 
 
 def continued(
@@ -113,9 +124,32 @@ def opened(workspace: Workspace, config: PipelineConfig) -> PipelineConfig:
 
 
 def close(workspace: Workspace, config: PipelineConfig) -> None:
-    """Forget how the series began: started again, it is a new one."""
+    """Forget how the series began that ``config`` asked for, or a resumed round's goes on with.
+
+    Started again, it is a new one.
+    """
     _path(workspace, config).unlink(missing_ok=True)
+    ended = config.model_dump(mode="json")
+    for note in _notes(workspace).glob("*.json"):
+        if _goes_on(ended, json.loads(note.read_bytes())):
+            note.unlink(missing_ok=True)
+
+
+def _goes_on(config: dict[str, Any], start: dict[str, Any]) -> bool:
+    """Return whether a round of ``config`` is one of the series that began with ``start``."""
+    first, earlier = start["earlier_rounds"], config["earlier_rounds"]
+    same_last = len(first) + start["rounds"] == len(earlier) + config["rounds"]
+    unchanging = (name for name in start.keys() | config.keys() if name not in HANDED_ON)
+    return (
+        same_last
+        and earlier[: len(first)] == first
+        and all(start.get(name) == config.get(name) for name in unchanging)
+    )
+
+
+def _notes(workspace: Workspace) -> Path:
+    return workspace.store / "series"
 
 
 def _path(workspace: Workspace, config: PipelineConfig) -> Path:
-    return workspace.store / "series" / f"{content_hash(config.model_dump(mode='json'))}.json"
+    return _notes(workspace) / f"{content_hash(config.model_dump(mode='json'))}.json"

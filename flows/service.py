@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from flows import alerts
 from flows.prefect_requests import asked
 from flows.progress import say, stage_progress
+from lineage.liveness import is_locked
 from lineage.workspace import commit_json
 from stages.errors import ConfigError, EndpointError, MissingFileError, UnreachableError
 from stages.secret_values import without_secrets
@@ -341,15 +342,7 @@ def _lock_path(workspace: Workspace, name: str) -> Path:
 
 def _alive(workspace: Workspace, name: str) -> bool:
     """Return whether the `server` or `worker` that was started last holds its lock."""
-    try:
-        with _lock_path(workspace, name).open("rb") as lock:
-            # Shared: two that look at once do not take each other for the process.
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(_lock_path(workspace, name))
 
 
 def _end(pid: int) -> None:

@@ -86,6 +86,16 @@ def state_in(home: Path) -> dict[str, str]:
     }
 
 
+def stop_own_servers() -> None:
+    """Stop the embedded server of this process, which is about to end without exit handlers."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if EMBEDDED_SERVER in child.cmdline():
+                child.terminate()
+
+
 def stop_orphaned_servers(workspace: Workspace) -> int:
     """Stop embedded servers of this workspace whose run was killed; return how many there were.
 

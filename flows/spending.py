@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pydantic
 
+from stages.budget import Budget
 from stages.configuration import Config
-from stages.endpoints import Budget
 
 if TYPE_CHECKING:
     from pathlib import Path

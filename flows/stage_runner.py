@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -27,12 +28,15 @@ from lineage.workspace import (
     Workspace,
     exclusive_lock,
     existing_part,
+    is_whole,
     read_stage_record,
+    stage_record_path,
     write_part,
     write_stage_record,
 )
 from stages.content_ids import content_hash
 from stages.errors import PrefmillError
+from stages.part_files import read_parts
 from stages.tables import VALIDATIONS, table
 
 if TYPE_CHECKING:
@@ -133,9 +137,7 @@ class StageWriter:
         part = existing_part(self.workspace, schema, self.spec.key, index)
         if part is None:
             return None
-        frame = pl.read_parquet(
-            self.workspace.root / part.path, hive_partitioning=False, glob=False
-        )
+        frame = read_parts(self.workspace.root / part.path)
         self._note(table_name, index, part, frame)
         return frame
 
@@ -233,7 +235,8 @@ def finished_output(
     if record is None or _unusable(workspace, record, spec):
         return None
     parts = [workspace.root / part.path for dataset in record.outputs for part in dataset.parts]
-    return record if all(path.is_file() for path in (*parts, *files)) else None
+    there = all(map(is_whole, parts)) and all(path.is_file() for path in files)
+    return record if there else None
 
 
 def _unusable(workspace: Workspace, record: StageRecord, spec: StageSpec) -> bool:
@@ -269,10 +272,7 @@ def _make(writer: StageWriter, make: Callable[[StageWriter], None]) -> StageReco
     earlier = read_stage_record(writer.workspace, spec.key)
     if earlier is not None and _unusable(writer.workspace, earlier, spec):
         discard_output(writer.workspace, spec.key)
-    for name in (*spec.outputs, VALIDATIONS.name):
-        # We hold the output's lock, so a temporary file in its folder belongs to a killed process.
-        for leftover in writer.workspace.parts_folder(name, spec.key).glob(".*.tmp"):
-            leftover.unlink()
+    _remove_leftovers(writer)
     watch_gpus()
     make(writer)
     writer.write(VALIDATIONS.name, _validated(writer))
@@ -290,6 +290,17 @@ def _make(writer: StageWriter, make: Callable[[StageWriter], None]) -> StageReco
     )
     write_stage_record(writer.workspace, record)
     return record
+
+
+def _remove_leftovers(writer: StageWriter) -> None:
+    """Delete what a killed process had half written of the output."""
+    # We hold the output's lock: nobody else writes its parts or its record.
+    workspace, key = writer.workspace, writer.spec.key
+    tables = (*writer.spec.outputs, VALIDATIONS.name)
+    found = [workspace.parts_folder(name, key).glob(".*.tmp") for name in tables]
+    record = stage_record_path(workspace, key)
+    for leftover in chain(*found, record.parent.glob(f".{record.name}.*.tmp")):
+        leftover.unlink()
 
 
 def _validated(writer: StageWriter) -> pl.DataFrame:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.report_data import examples
+from flows.report_facts import headline_metric
 from flows.run_outputs import read_output
+from flows.spending import BudgetConfig, budget_of
+from flows.stage_runner import RunContext
 from lineage.query import query
 from lineage.records import require_run
 from lineage.story import visible
@@ -43,9 +46,12 @@ def _run_summary(workspace: Workspace, run_id: str) -> dict[str, Any]:
     funnel = query(workspace, "FROM funnel WHERE run_id = ? ORDER BY position, split", [run_id])
     shown = examples(workspace, run_id, pairs)
     exports = read_output(workspace, run_id, "export", "exports", ["path", "rows"])
+    record = require_run(workspace, run_id)
+    limits = BudgetConfig.model_validate(record.config.get("budget", {}))
+    budget = budget_of(RunContext(workspace, run_id), limits)
     return {
         "run_id": run_id,
-        "status": require_run(workspace, run_id).status,
+        "status": record.status,
         "round": rounds[0] if rounds else None,
         "evaluations": read_output(workspace, run_id, "gate", "evaluations").to_dicts(),
         "gates": read_output(workspace, run_id, "gate", "gates").to_dicts(),
@@ -58,6 +64,7 @@ def _run_summary(workspace: Workspace, run_id: str) -> dict[str, Any]:
         ).to_dicts(),
         "kept_example": _example(workspace, run_id, shown, "best kept"),
         "dropped_example": _example(workspace, run_id, shown, "dropped"),
+        "spent": {"tokens": budget.tokens, "cost": budget.cost, **limits.model_dump()},
         "exports": [str(workspace.root / path) for path in exports["path"]],
         "report": str(workspace.runs / run_id / "report.html"),
     }
@@ -82,7 +89,7 @@ def describe(summary: dict[str, Any]) -> Group:
     *earlier, last = summary["runs"]
     parts: list[Any] = [_rounds([*earlier, last])] if earlier else []
     parts += [Text(f"\n{last['run_id']}", style="bold"), *_verdict(last), _funnel(last)]
-    parts += [Text(line) for line in (*_noise(last), *_lengths(last))]
+    parts += [Text(line) for line in (*_noise(last), *_lengths(last), *_spending(last))]
     parts += [*_examples(last), *_places(summary, last)]
     return Group(*parts)
 
@@ -127,18 +134,19 @@ def _verdict(run: dict[str, Any]) -> list[Any]:
 
 
 def _evaluations(rows: list[dict[str, Any]]) -> Table:
-    """Return success before and after, per stratum and decoding."""
+    """Return success, else the score or win rate, before and after, per stratum and decoding."""
     from rich.table import Table
     from rich.text import Text
 
-    headline = "success" if any(row["metric"] == "success" for row in rows) else "score"
+    metric = headline_metric({row["metric"] for row in rows}) or "score"
+    shown = metric.replace("_", " ")
     table = Table(
-        title=f"Held-out {headline}, before and after (paired 95 % bootstrap interval)",
+        title=f"Held-out {shown}, before and after (paired 95 % bootstrap interval)",
         title_justify="left",
     )
     for name in ("stratum", "decoding", "prompts", "before", "after", "difference", "interval"):
         table.add_column(name, justify="left" if name in ("stratum", "decoding") else "right")
-    chosen = [row for row in rows if row["metric"] == headline]
+    chosen = [row for row in rows if row["metric"] == metric]
     ordered = sorted(
         chosen, key=lambda r: (r["decoding"] != "sampled", r["stratum"] != "all", r["stratum"])
     )
@@ -197,6 +205,19 @@ def _lengths(run: dict[str, Any]) -> Iterator[str]:
         yield f"Lengths: the longer answer is chosen in {', '.join(each)}"
 
 
+def _spending(run: dict[str, Any]) -> Iterator[str]:
+    """Yield what endpoints were asked for over all starts of the run, beside the limits."""
+    spent = run["spent"]
+    if not spent["tokens"]:
+        return
+    of_tokens = "" if spent["max_tokens"] is None else f" (limit {spent['max_tokens']:,})"
+    told = f"Endpoints: {spent['tokens']:,} tokens{of_tokens}"
+    if spent["cost"]:
+        of_cost = "" if spent["max_cost"] is None else f" (limit {spent['max_cost']:.2f})"
+        told += f", cost {spent['cost']:.2f}{of_cost}"
+    yield told
+
+
 def _examples(run: dict[str, Any]) -> list[Any]:
     """Return one kept and one dropped pair with the reason in full."""
     from rich.text import Text
@@ -241,7 +262,12 @@ def _places(summary: dict[str, Any], run: dict[str, Any]) -> list[Any]:
     pair = run["dropped_example"] or run["kept_example"]
     if pair is not None:
         commands.append(f"{name} why{where} {pair['pair_id']}")
-    commands.append(f"{name} demo{where} --rounds 3")
+    if run["round"] is None:
+        commands.append(f"{name} train{where} --run {run['run_id']}")
+    elif run["run_id"].startswith("demo-"):
+        commands.append(f"{name} demo{where} --rounds 3")
+    else:
+        commands.append(f"{name} diff{where}")
     lines = ["", *[f"{label:<8} {path}" for label, path in places], "", "Try next:"]
     lines += [f"  {command}" for command in commands]
     return [Text(line, no_wrap=True, overflow="ignore") for line in lines]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.alerts import tell_ending
+from flows.interruption import end_soon, listen
 from flows.progress import say
 from flows.prompt_choice import content_of
 from flows.stage_runner import MAX_ERROR, RunContext, utc_now
@@ -100,6 +101,7 @@ def recorded(workspace: Workspace, record: RunRecord, *, shown: bool = True) -> 
 
     If it is ``shown``, the lineage is published and its pages are drawn.
     """
+    listen()
     with at_work(workspace, record.run_id):
         write_run(workspace, record)
         text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
@@ -107,6 +109,8 @@ def recorded(workspace: Workspace, record: RunRecord, *, shown: bool = True) -> 
         try:
             yield
         except BaseException as error:
+            if not isinstance(error, Exception):
+                end_soon()
             told = _told(workspace, error)
             with contextlib.suppress(PrefmillError, OSError):  # the first error is the one to tell
                 _close(workspace, record, told, shown=shown)

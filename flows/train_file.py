@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.file_training import FileTraining, train_recorded
 from flows.models import find_policy
 from flows.progress import note, say
 from stages.content_ids import canonical_json, content_ids
 from stages.errors import ConfigError, DataError, MissingFileError
+from stages.row_files import read_rows as rows_of_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from flows.configuration import PipelineConfig
     from lineage.workspace import Workspace
+    from stages.row_files import Row
     from trainer.model_folder import TrainingResult
 
 TEXTS = ("prompt", "chosen", "rejected")
@@ -25,6 +26,15 @@ TEXTS = ("prompt", "chosen", "rejected")
 ANSWERS = ("prompt", "completion", "label")
 
 STEPS_SO_FAR = "initial_reason_steps"
+
+CONVERSATIONS = {*TEXTS, "completion", "messages", "prefix", STEPS_SO_FAR}
+"""Columns that hold texts or messages."""
+
+TEXT, MESSAGES = "a text", "a list of messages"
+
+TURN = ("role", "content")
+
+LINES = (".jsonl", ".ndjson")
 
 
 def train_file(
@@ -47,7 +57,7 @@ def train_file(
     rows = answer_rows(path) if config.training.loss_type == "kto" else preference_rows(path)
     policy = find_policy(config.policy)
     from trainer.dpo import train_dpo
-    from trainer.model_folder import MANIFEST, noteworthy
+    from trainer.model_folder import manifest_in, noteworthy
 
     folders = policy.folder, policy.folder, config.training, output, workspace.checkpoints
     result = train_recorded(
@@ -56,7 +66,7 @@ def train_file(
         lambda advance: train_dpo(rows, *folders, advance, note=note),
     )
     unit = "answers" if config.training.loss_type == "kto" else "pairs"
-    manifest = json.loads((result.model_path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = manifest_in(result.model_path)
     for sentence in (f"{result.pairs:,} {unit}, {result.steps:,} steps", *noteworthy(manifest)):
         say(f"{'':<24} {sentence}")
     return result
@@ -74,6 +84,7 @@ def preference_rows(path: Path) -> pl.DataFrame:
         MissingFileError: the file is not there.
         DataError: it can't be read, or has other columns or other shapes.
     """
+    import polars as pl
     import polars.selectors as cs
 
     rows = read_rows(path)
@@ -87,8 +98,11 @@ def preference_rows(path: Path) -> pl.DataFrame:
     )
     if "pair_id" not in rows.columns:
         rows = rows.with_columns(_content_ids(rows, "pair", texts))
-    optional = cs.by_name("confidence", "length_weight", "margin", require_all=False)
-    return rows.select("pair_id", *texts, optional)
+    # What is no number becomes null, which whoever reads the column refuses.
+    numbers = cs.by_name("confidence", "length_weight", "margin", require_all=False)
+    return rows.select(
+        pl.col("pair_id").cast(pl.String), *texts, numbers.cast(pl.Float64, strict=False)
+    )
 
 
 def answer_rows(path: Path) -> pl.DataFrame:
@@ -102,6 +116,8 @@ def answer_rows(path: Path) -> pl.DataFrame:
         MissingFileError: the file is not there.
         DataError: it can't be read, or has other columns or other shapes.
     """
+    import polars as pl
+
     from trainer.rows import answers_of_pairs
 
     rows = read_rows(path)
@@ -113,7 +129,7 @@ def answer_rows(path: Path) -> pl.DataFrame:
     )
     if "answer_id" not in rows.columns:
         rows = rows.with_columns(_content_ids(rows, "answer", ANSWERS))
-    return rows.select("answer_id", *ANSWERS)
+    return rows.select(pl.col("answer_id").cast(pl.String), *ANSWERS)
 
 
 def _require_columns(rows: pl.DataFrame, columns: tuple[str, ...], path: Path) -> None:
@@ -140,7 +156,7 @@ def read_rows(path: Path) -> pl.DataFrame:
 
     Raises:
         MissingFileError: the file is not there.
-        DataError: it can't be read.
+        DataError: it can't be read, or a column of texts holds something else (names the line).
     """
     import polars as pl
 
@@ -148,12 +164,65 @@ def read_rows(path: Path) -> pl.DataFrame:
         raise MissingFileError(
             f"the file {str(path)!r} is not there", expected="a .jsonl or .parquet file"
         )
+    if path.suffix in LINES:
+        return _read_lines(path)
     try:
-        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
+        return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
             f"the file cannot be read: {error}", expected=".jsonl or .parquet", where=str(path)
         ) from None
+
+
+def _read_lines(path: Path) -> pl.DataFrame:
+    """Return a JSON Lines file with every column that any of its lines has.
+
+    Polars' own reader leaves out a column that the first hundred lines lack, and where one line has
+    a text and another a conversation, it makes the conversation a text: its JSON.
+    """
+    import polars as pl
+
+    lines = list(rows_of_file(path))
+    if not lines:
+        raise DataError("the file has no rows", expected="one at least", where=str(path))
+    names = dict.fromkeys(name for line in lines for name in line.values)
+    return pl.DataFrame([_column(lines, name, path) for name in names])
+
+
+def _column(lines: list[Row], name: str, path: Path) -> pl.Series:
+    import polars as pl
+
+    values = [line.values.get(name) for line in lines]
+    if name not in CONVERSATIONS:
+        return pl.Series(name, values, strict=False)
+    first: dict[str, int] = {}
+    for line, value in zip(lines, values, strict=True):
+        if value is not None:
+            first.setdefault(_kind(value), line.number)
+    if len(first) > 1 or not first.keys() <= {TEXT, MESSAGES}:
+        raise DataError(
+            f"`{name}` holds " + ", and ".join(f"{kind} in line {n}" for kind, n in first.items()),
+            expected=f"{TEXT}, or {MESSAGES} with role and content, the same in every line",
+            where=str(path),
+        )
+    if MESSAGES not in first:
+        return pl.Series(name, values, pl.String)
+    # Other keys, such as tool calls, may be of any shape.
+    turns = [value and [{key: turn.get(key) for key in TURN} for turn in value] for value in values]
+    return pl.Series(name, turns, pl.List(pl.Struct(dict.fromkeys(TURN, pl.String))))
+
+
+def _kind(value: Any) -> str:
+    """Return what a JSON value is, in words."""
+    if isinstance(value, str):
+        return TEXT
+    if not isinstance(value, list):
+        return f"a value of type {type(value).__name__}"
+    for turn in value:
+        parts = [turn.get(key) for key in TURN] if isinstance(turn, dict) else [turn]
+        if not all(part is None or isinstance(part, str) for part in parts):
+            return "a list that is none of messages whose role and content are texts"
+    return MESSAGES
 
 
 def prompt_messages(prompt: pl.Series, path: Path) -> pl.Series:
@@ -166,7 +235,8 @@ def prompt_messages(prompt: pl.Series, path: Path) -> pl.Series:
 
     if prompt.dtype == pl.String:
         turn = pl.struct(role=pl.lit("user"), content=pl.col(prompt.name))
-        return prompt.to_frame().select(pl.concat_list(turn).alias(prompt.name)).to_series()
+        asked = pl.when(pl.col(prompt.name).is_not_null()).then(pl.concat_list(turn))
+        return prompt.to_frame().select(asked.alias(prompt.name)).to_series()
     _require_messages(prompt, path)
     turn = pl.struct(pl.element().struct.field("role"), pl.element().struct.field("content"))
     return prompt.to_frame().select(pl.col(prompt.name).list.eval(turn)).to_series()

@@ -1,4 +1,4 @@
-"""The tasks of one round: train on what curation exported, evaluate, judge, promote."""
+"""The tasks of one round: train on what curation exported, measure, judge the gate."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from flows import scorers
-from flows.answering import answer_prompts
-from flows.capability_card import require_askable
-from flows.capability_texts import read_texts, text_evaluations
+from flows.capability_texts import text_evaluations
 from flows.curation import Curated, judge_in_parts
 from flows.generators import policy_generator
 from flows.models import Policy, policy_in
@@ -21,12 +19,9 @@ from flows.stage_task import stage_task
 from flows.vllm_server import make_room
 from stages import scoring
 from stages.content_ids import file_sha256
-from stages.errors import ConfigError, DataError
+from stages.errors import DataError
 from stages.export_formats import UNPAIRED
 from stages.generation import conversation
-from stages.judge_prompts import load_rubric
-from stages.judges import JudgeScorer
-from stages.scorer_health import require_every_candidate
 from stages.tables import JUDGMENTS, ROUNDS
 from trainer.model_folder import noteworthy
 
@@ -36,10 +31,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from flows.configuration import PipelineConfig
+    from flows.evaluating import Compared
+    from flows.policy_duels import Answers
     from lineage.workspace import Dataset
 
 TRAINING_VERSION = 1
-ANSWERS_VERSION = 2
 KL_VERSION = 1
 GATE_VERSION = 2
 
@@ -58,20 +54,6 @@ class Trained:
     def round_id(self) -> str:
         """The round's id."""
         return str(self.facts["round_id"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Answers:
-    """A policy's scored answers: those of one generator among the candidates."""
-
-    generator: str
-    candidates: Dataset
-    scores: Dataset
-
-    @property
-    def datasets(self) -> tuple[Dataset, Dataset]:
-        """Both references."""
-        return self.candidates, self.scores
 
 
 @stage_task(name="train")
@@ -186,86 +168,6 @@ def training_rows(path: Path, *, unpaired: bool = False) -> pl.DataFrame:
     return answers_of_pairs(rows) if unpaired else rows
 
 
-@stage_task(name="evaluate")
-def answer_heldout(
-    context: RunContext, config: PipelineConfig, policy: Policy, prompts: Dataset, stage: str
-) -> Answers:
-    """Answer the held-out prompts and score the answers, greedily if the stage's name says so."""
-    generator = policy_generator(config, policy)
-    needed = config.scoring.needed_for(config.evaluating_scorer)
-    if stage.endswith("_greedy"):
-        sampling = generator.sampling._replace(temperature=0.0, heldout_samples=1)
-        generator = dataclasses.replace(generator, sampling=sampling)
-    settings = {
-        "prompts_per_part": config.generation.prompts_per_part,
-        "control_tokens": config.generation.control_tokens,
-        "generator": generator.deciding(),
-        "scorers": [scorers.deciding(scorer, policy) for scorer in needed.scorers],
-    }
-    outputs = ("candidates", "judgments", "scores")
-    spec = StageSpec("answer_heldout", ANSWERS_VERSION, settings, (prompts,), outputs)
-
-    def make(writer: StageWriter) -> None:
-        heldout = writer.read(prompts).filter(split="heldout")
-        answer_prompts(writer, heldout, generator, config)
-        answers = writer.dataset("candidates")
-        budget = budget_of(context, config.budget)
-        index = 0
-        for scorer in needed.judges:
-            with scorers.opened(scorer, writer, policy, budget, answers) as judge:
-                index = judge_in_parts(writer, judge, answers, heldout, index)
-        facts = writer.read(answers, ["candidate_id", "prompt_id"])
-        verdicts = writer.read(writer.dataset("judgments"))
-        require_every_candidate(verdicts, facts, needed.asked)
-        writer.write("scores", scoring.scores(verdicts, facts, needed))
-
-    record = run_stage(context, stage, spec, make)
-    return Answers(generator.name, record.output("candidates"), record.output("scores"))
-
-
-def evaluate(
-    context: RunContext, config: PipelineConfig, curated: Curated, base: Policy, trained: Policy
-) -> list[tuple[Answers, Answers]]:
-    """Return (before, after) answers to the held-out prompts: sampled, then greedy if asked.
-
-    The sampled answers before training are the ones that generation made already.
-    """
-    prompts = curated.prompts
-    sampled = answer_heldout(context, config, trained, prompts, "evaluate_after_sampled")
-    generator = policy_generator(config, base).name
-    compared = [(Answers(generator, curated.candidates, curated.scores), sampled)]
-    if config.evaluation.greedy:
-        # The trained policy first: where a server runs it, it is there already.
-        after = answer_heldout(context, config, trained, prompts, "evaluate_after_greedy")
-        before = answer_heldout(context, config, base, prompts, "evaluate_before_greedy")
-        compared.append((before, after))
-    return compared
-
-
-def require_comparable(config: PipelineConfig) -> None:
-    """Return if two policies can be compared as the configuration says.
-
-    Raises:
-        ConfigError: a judge of the scorer only says which of one policy's answers is better.
-        MissingFileError: the file of `evaluation.texts` is not there.
-        DataError: a row of it is no conversation that the assistant ends.
-        PrefmillError: the capability card asks for what cannot be.
-    """
-    if config.evaluation.texts:
-        read_texts(config.evaluation.texts)
-    if config.evaluation.card:
-        require_askable(config, config.evaluation.card)
-    for judge in config.scoring.needed_for(config.evaluating_scorer).judges:
-        if isinstance(judge, JudgeScorer) and load_rubric(judge.rubric).mode == "pairwise":
-            raise ConfigError(
-                f"scorer {judge.name!r} compares answers of one policy with each other: its scores "
-                "don't tell whether another policy's answers are better",
-                expected="a scorer that rates single answers",
-                where="evaluation.scorer, or pairing.scorer where that is not set",
-                remedy="name rules, a reward model or a pointwise judge in `evaluation.scorer`",
-            )
-
-
 @stage_task(name="kl")
 def measure_kl(
     context: RunContext,
@@ -313,7 +215,7 @@ def judge_round(
     config: PipelineConfig,
     prompts: Dataset,
     trained: Trained,
-    compared: list[tuple[Answers, Answers]],
+    compared: list[Compared],
     beside: tuple[Dataset | None, Dataset | None],
 ) -> Dataset:
     """Compare before and after, judge the gate and record the round.
@@ -321,7 +223,7 @@ def judge_round(
     ``beside`` are the KL divergence's judgments and the capability card, where there are any.
     """
     log_ratios, card = beside
-    answers = [dataset for pair in compared for side in pair for dataset in side.datasets]
+    answers = [dataset for pair in compared for dataset in pair.datasets]
     answers += [dataset for dataset in beside if dataset]
     settings = {
         "evaluation": config.evaluation.deciding(),
@@ -340,13 +242,13 @@ def judge_round(
         from trainer.gate import judge_gate
 
         heldout = writer.read(prompts).filter(split="heldout")
-        before, after = (
-            pl.concat(_samples(writer, config, heldout, pair[side]) for pair in compared)
-            for side in (0, 1)
-        )
+        before = pl.concat(_samples(writer, config, heldout, pair.before) for pair in compared)
+        after = pl.concat(_samples(writer, config, heldout, pair.after) for pair in compared)
         ratios = writer.read(log_ratios) if log_ratios else JUDGMENTS.empty()
+        duels = [writer.read(pair.duels) for pair in compared if pair.duels]
         settings = config.evaluation
-        measured = evaluations(before, after, ratios, settings.seed, settings.resamples)
+        drawn = (settings.seed, settings.resamples)
+        measured = evaluations(before, after, ratios, *drawn, pl.concat(duels) if duels else None)
         texts = text_evaluations(settings, trained.former, trained.policy)
         measured = pl.concat([measured, texts])
         known = writer.read(card) if card else None
@@ -366,9 +268,11 @@ def _samples(
     """Return the scored answers to the held-out prompts of one side of the comparison."""
     from trainer.evaluation import scored_samples
 
-    columns = ["candidate_id", "prompt_id", "generator", "temperature"]
+    columns = ["candidate_id", "prompt_id", "generator", "temperature", "sample_index"]
     columns += ["completion", "completion_tokens", "finish_reason"]
     candidates = writer.read(answers.candidates, columns).filter(generator=answers.generator)
     candidates = candidates.join(heldout.select("prompt_id"), on="prompt_id", how="semi")
-    scores = writer.read(answers.scores).filter(scorer=config.evaluating_scorer)
+    scores = None
+    if answers.scores:
+        scores = writer.read(answers.scores).filter(scorer=config.evaluating_scorer)
     return scored_samples(candidates, scores, heldout)

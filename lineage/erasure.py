@@ -19,6 +19,7 @@ import polars as pl
 
 from lineage.database import publish
 from lineage.export_lines import correct_card, lines_of_candidates, renumbered, without_lines
+from lineage.liveness import is_at_work
 from lineage.removal import part_files, rewrite_part, wordless
 from lineage.words import ERASED, Words, erase_in_file, files_with_text, still_holds
 from lineage.workspace import (
@@ -30,7 +31,8 @@ from lineage.workspace import (
     write_stage_record,
 )
 from stages.content_ids import file_sha256
-from stages.errors import UnknownIdError
+from stages.errors import UnknownIdError, WorkspaceError
+from stages.part_files import read_parts, scan_parts
 from stages.tables import (
     CANDIDATES,
     DROPPED_PROMPTS,
@@ -142,10 +144,12 @@ def find(workspace: Workspace, prompt_id: str) -> Found:
     ids, words = _ids_and_words(workspace, prompt_id)
     parts = {path: rows for path, rows in _rows_about(workspace, ids) if rows}
     planned = _plan_path(workspace, prompt_id)
+    trained_in: set[str] = set()
     if planned.is_file():
         plan = json.loads(planned.read_bytes())
         parts |= {workspace.root / path: rows for path, rows in plan["parts"].items()}
         ids = Ids(prompt_id, tuple(plan["candidates"]), tuple(plan["pairs"]))
+        trained_in = set(plan.get("trained_in", ()))  # the lines that told of them may be gone
     elif not words and erasure_path(workspace, prompt_id).is_file():
         parts = {}  # what is left of it are rows without words
     if not parts:
@@ -165,16 +169,23 @@ def find(workspace: Workspace, prompt_id: str) -> Found:
         }
     )
     found = Words(texts, frozenset({prompt_id, *ids.candidates, *ids.pairs}))
-    return Found(ids, found, parts, _rounds(workspace, ids), runs)
+    return Found(ids, found, parts, sorted(trained_in | _trained_in(workspace, ids)), runs)
 
 
 def forget(workspace: Workspace, found: Found, reason: str = "") -> Erasure:
     """Erase what was found, publish the lineage and return the record of it.
 
     Raises:
-        WorkspaceError: a run is making one of the outputs now.
+        WorkspaceError: a run is making one of the outputs now, or has the prompt and goes on: what
+            it trains meanwhile would be named by nobody.
     """
     prompt_id = found.ids.prompt
+    if at_work := [run_id for run_id in found.runs if is_at_work(workspace, run_id)]:
+        raise WorkspaceError(
+            f"under way with the prompt: {', '.join(at_work)}",
+            where=str(workspace.root),
+            remedy="do it again when the run has ended; nothing was changed",
+        )
     with outputs_locked(workspace, map(_key, found.parts)):
         touched = [path for path in files_with_text(workspace) if erase_in_file(path, found.words)]
         touched += _delete_pages(workspace, found.runs)
@@ -214,17 +225,18 @@ def _plan_path(workspace: Workspace, prompt_id: str) -> Path:
 
 def _write_plan(workspace: Workspace, found: Found) -> None:
     parts = {workspace.relative(path): rows for path, rows in found.parts.items()}
-    plan = {"candidates": found.ids.candidates, "pairs": found.ids.pairs, "parts": parts}
+    plan = {
+        "candidates": found.ids.candidates,
+        "pairs": found.ids.pairs,
+        "parts": parts,
+        "trained_in": found.trained_in,
+    }
     commit_json(_plan_path(workspace, found.ids.prompt), plan)
-
-
-def _scan(path: Path) -> pl.LazyFrame:
-    return pl.scan_parquet(path, hive_partitioning=False, glob=False)
 
 
 def _picked(workspace: Workspace, name: str, rows: pl.Expr) -> Iterator[pl.DataFrame]:
     for path in part_files(workspace, name):
-        yield _scan(path).filter(rows).collect()
+        yield scan_parts(path).filter(rows).collect()
 
 
 def _ids_and_words(workspace: Workspace, prompt_id: str) -> tuple[Ids, set[str]]:
@@ -269,23 +281,34 @@ def _texts(value: Any) -> Iterator[str]:
 def _rows_about(workspace: Workspace, ids: Ids) -> Iterator[tuple[Path, int]]:
     for name, rows in ids.of_tables.items():
         for path in part_files(workspace, name):
-            yield path, int(_scan(path).filter(rows).select(pl.len()).collect().item())
+            yield path, int(scan_parts(path).filter(rows).select(pl.len()).collect().item())
 
 
-def _rounds(workspace: Workspace, ids: Ids) -> list[str]:
-    """Return the rounds, and trainings on files, that used an export with one of the pairs."""
+def _trained_in(workspace: Workspace, ids: Ids) -> set[str]:
+    """Return the rounds, and trainings on files, that used an export with one of the pairs.
+
+    Also a round that ended between its training and its gate: its model is there all the same.
+    """
     exported: set[str] = set()
     for frame in _picked(workspace, EXPORT_ROWS.name, ids.of_tables[EXPORT_ROWS.name]):
         exported.update(frame["export_id"])
+    contents: set[str] = set()
+    trained_on: set[str] = set()
+    for path in part_files(workspace, EXPORTS.name):
+        rows = scan_parts(path).filter(pl.col("export_id").is_in(list(exported))).collect()
+        contents.update(rows["sha256"])
+        # Nobody trains on the held-out file.
+        trained_on.update([_key(path)] if "train" in rows["split"] else [])
     trained: set[str] = set()
     for frame in _picked(workspace, "rounds", pl.col("export_id").is_in(list(exported))):
         trained.update(frame["round_id"])
-    contents: set[str] = set()
-    for frame in _picked(workspace, EXPORTS.name, pl.col("export_id").is_in(list(exported))):
-        contents.update(frame["sha256"])
+    for record in map(load_stage_record, (workspace.store / "stages").glob("*.json")):
+        read = {d.stage_key for d in record.inputs if d.table == EXPORTS.name}
+        if record.stage == "train" and read & trained_on:
+            trained.add(f"round_{record.stage_key}")
     for frame in _picked(workspace, "trainings", pl.col("data_sha256").is_in(list(contents))):
         trained.update(frame["training_id"])
-    return sorted(trained)
+    return trained
 
 
 def _delete_pages(workspace: Workspace, runs: list[str]) -> list[Path]:
@@ -339,8 +362,8 @@ def _erase_exports(workspace: Workspace, found: Found) -> dict[Path, Part | None
     for key in sorted(keys):
         folders = [workspace.parts_folder(t.name, key) for t in (EXPORTS, EXPORT_ROWS)]
         (of_files,), of_lines = (sorted(folder.glob("part-*.parquet")) for folder in folders)
-        exports = pl.read_parquet(of_files, hive_partitioning=False, glob=False)
-        lines = pl.read_parquet(of_lines, hive_partitioning=False, glob=False)
+        exports = read_parts(of_files)
+        lines = read_parts(of_lines)
         about = lines.filter(found.ids.of_tables[EXPORT_ROWS.name])
         dropped: dict[str, set[int]] = {}
         for export in exports.filter(~pl.col("format").is_in(COMPANIONS)).iter_rows(named=True):
@@ -376,7 +399,7 @@ def _correct_exports(
     workspace: Workspace, of_files: Path, of_lines: list[Path]
 ) -> dict[Path, Part | None]:
     """Write the rows and hashes of the files as they are now; a dataset card's counts first."""
-    lines = pl.read_parquet(of_lines, hive_partitioning=False, glob=False)
+    lines = read_parts(of_lines)
     counts: dict[str, int] = dict(lines.group_by("export_id").len().iter_rows())
 
     def change(exports: pl.DataFrame) -> pl.DataFrame:

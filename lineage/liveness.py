@@ -53,6 +53,19 @@ def is_at_work(workspace: Workspace, run_id: str) -> bool:
         return False
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds ``path`` exclusively; nothing is written."""
+    try:
+        with path.open("rb") as lock:
+            # Shared: two that look at once do not take each other for the process.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def standing(workspace: Workspace, run_id: str, status: str) -> str:
     """Return a run's recorded status, or DEAD: it says `running` and no process is at work."""
     gone = status == "running" and not is_at_work(workspace, run_id)

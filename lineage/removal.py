@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from lineage.workspace import commit_json, commit_table, existing_part, stage_record_path
 from stages.errors import DataError
+from stages.part_files import read_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +117,7 @@ def rewrite_part(
     """Commit what ``change`` makes of a part-file's rows in its place; its metadata stay."""
     metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
     ours = {k: v for k, v in metadata.items() if k.startswith(b"prefmill.")}
-    frame = change(pl.read_parquet(path, hive_partitioning=False, glob=False))
+    frame = change(read_parts(path))
     commit_table(path, schema.to_arrow(frame).replace_schema_metadata(ours))
     index = int(path.stem.removeprefix("part-"))
     part = existing_part(workspace, schema, path.parent.name.removeprefix("stage_key="), index)

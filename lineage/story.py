@@ -93,7 +93,9 @@ def add_round(node: Tree, row: dict[str, Any]) -> None:
     """Add what one training made and whether it was promoted."""
     verdict = ("promoted", "green") if row["promoted"] else ("not promoted", "yellow")
     gain = known(
-        sampled_success=row["sampled_difference"], low=row["sampled_low"], high=row["sampled_high"]
+        success_difference=row["sampled_difference"],
+        low=row["sampled_low"],
+        high=row["sampled_high"],
     )
     node.add(
         line(

@@ -229,7 +229,10 @@ _OF_PAIRS = """
 
 _JUDGMENTS = """
     SELECT * FROM judgments
-    WHERE list_contains(?::VARCHAR[], stage_key) AND list_contains(?::VARCHAR[], candidate_id)
+    WHERE list_contains($1::VARCHAR[], stage_key) AND (
+        list_contains($2::VARCHAR[], candidate_id)
+        OR list_contains($2::VARCHAR[], other_candidate_id)
+    )
     ORDER BY scorer, judgment_id"""
 
 _EXPORTS_OF_PAIRS = """

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from lineage.disk_full import disk_full, is_disk_full
 from stages.content_ids import file_sha256
 from stages.errors import DataError, WorkspaceError
+from stages.part_files import read_parts, scan_parts
 from stages.tables import Table, table
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class Part:
     sha256: str
 
 
+PARQUET_END = b"PAR1"
+
 LARGE_GROUP = 16
 """Rows together that are cut up, over the rows asked for."""
 
@@ -204,7 +207,7 @@ class Dataset:
             return empty.select(columns) if columns else empty
         paths = [workspace.root / part.path for part in self.parts]
         try:
-            frame = pl.read_parquet(paths, columns=columns, hive_partitioning=False, glob=False)
+            frame = read_parts(paths, columns)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(
                 f"a part-file of {self.table!r} cannot be read: {error}",
@@ -215,9 +218,7 @@ class Dataset:
 
 
 def _scan(workspace: Workspace, part: Part, schema: pl.Schema | None = None) -> pl.LazyFrame:
-    return pl.scan_parquet(
-        workspace.root / part.path, schema=schema, hive_partitioning=False, glob=False
-    )
+    return scan_parts(workspace.root / part.path, schema)
 
 
 def _joined(groups: list[Group]) -> list[Group]:
@@ -298,7 +299,7 @@ def _committed(path: Path, about_bytes: int) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C too
         temporary.unlink(missing_ok=True)
         if is_disk_full(error):
             raise disk_full(error, path, about_bytes) from error
@@ -358,10 +359,20 @@ def commit_table(path: Path, arrow: pa.Table) -> None:
         pq.write_table(arrow, file, compression=COMPRESSION, row_group_size=ROWS_READ_TOGETHER)
 
 
+def is_whole(path: Path) -> bool:
+    """Return whether a part-file is there and ends as Parquet does: nobody cut it short."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(PARQUET_END), os.SEEK_END)
+            return file.read() == PARQUET_END
+    except OSError:
+        return False
+
+
 def existing_part(workspace: Workspace, schema: Table, stage_key: str, index: int) -> Part | None:
-    """Return part ``index`` if it is there: a part that exists is done."""
+    """Return part ``index`` if it is there whole: such a part is done."""
     path = part_path(workspace, schema.name, stage_key, index)
-    if not path.is_file():
+    if not is_whole(path):
         return None
     return Part(workspace.relative(path), pq.read_metadata(path).num_rows, file_sha256(path))
 

@@ -26,15 +26,15 @@ def async_map(
     items: Iterable[T],
     workers: int,
     around: Callable[[], AbstractAsyncContextManager[object]],
-    before_each: Callable[[], None],
+    before_each: Callable[[], Awaitable[None]],
 ) -> Generator[R]:
     """Yield ``work(item)`` of every item as it finishes, in any order.
 
     The event loop runs in a thread of its own, within ``around()``. Items are pulled in the
-    caller's thread, as many ahead as there are workers, since answers often come in bursts. An
-    exception of the items, of ``before_each`` or of the work starts nothing new; what is under way
-    and finishes is yielded, then the first exception is raised. Closing the iterator cancels all
-    work and joins the thread.
+    caller's thread, as many ahead as there are workers, since answers often come in bursts. The
+    work on an item begins when ``before_each()`` returns. An exception of the items, of
+    ``before_each`` or of the work starts nothing new; what is under way and finishes is yielded,
+    then the first exception is raised. Closing the iterator cancels all work and joins the thread.
     """
     background = _Background(work, workers, around, before_each)
     background.thread.start()
@@ -75,7 +75,7 @@ class _Background(Generic[T, R]):
         work: Callable[[T], Awaitable[R]],
         workers: int,
         around: Callable[[], AbstractAsyncContextManager[object]],
-        before_each: Callable[[], None],
+        before_each: Callable[[], Awaitable[None]],
     ) -> None:
         self.work, self.workers, self.around, self.before_each = work, workers, around, before_each
         self.results: SimpleQueue[R | _Mark] = SimpleQueue()
@@ -115,10 +115,15 @@ class _Background(Generic[T, R]):
         async with self.around():
             await asyncio.gather(*(self._worker() for _ in range(self.workers)))
 
+    def _failed(self) -> bool:
+        return self.error is not None
+
     async def _worker(self) -> None:
-        while (item := await self._waiting.get()) is not _Mark.END and self.error is None:
+        while (item := await self._waiting.get()) is not _Mark.END and not self._failed():
             try:
-                self.before_each()
+                await self.before_each()
+                if self._failed():  # meanwhile
+                    break
                 self.results.put(await self.work(item))
             except Exception as error:  # noqa: BLE001 - raised in the caller's thread
                 self.error = self.error or error

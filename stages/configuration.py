@@ -80,10 +80,13 @@ def _sentence(root: type[Config], item: Any) -> str:
         return f"unknown key {path!r}{nearest(str(item['loc'][-1]), known) or _listing(known)}"
     if item["type"] == "missing":
         return f"missing key {path!r}"
+    problem = item["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    sentence = f"{path}: {without_secrets(problem)}" if path else without_secrets(problem)
+    if item["type"] == "value_error" and isinstance(item["input"], dict):
+        return sentence  # a whole section, of which the problem names the keys
     # Hidden before it is cut: a part of a key is no longer known as one.
     found = without_secrets(repr(item["input"]))
-    problem = item["msg"].replace("valid tuple", "list")
-    return f"{path or 'as a whole'}: {without_secrets(problem)} (found {found:.80})"
+    return f"{sentence} (found {found:.80})"
 
 
 def _listing(known: list[str]) -> str:

@@ -148,7 +148,6 @@ def _header(facts: DatasetFacts) -> str:
         "dataset_info": {
             "config_name": "default",
             "features": [_feature(name) for name in COLUMNS],
-            "splits": [{"name": split, "num_examples": pairs} for split, pairs in splits.items()],
         },
     }
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)

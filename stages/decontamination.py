@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import polars as pl
 
-from stages.word_ngrams import blocks, normalized, words_of
+from stages.word_ngrams import TextBytes, blocks, ngrams_of, normalized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,8 @@ class EvaluationNgrams:
         words = normalized(texts, marks=False)
         words = words.filter(words != "")  # else texts without a word would all match
         size = _ngram_words(words)
-        found = [words_of(block, marks=False).ngrams(size).hashes for block in blocks(words)]
+        parts = (TextBytes.of(block, marks=False) for block in blocks(words))
+        found = [ngrams_of(part, size).hashes for part in parts]
         hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
         sieve = np.zeros(1 << (_CELLS_PER_NGRAM * len(hashes)).bit_length(), np.bool_)
         sieve[hashes & np.uint64(len(sieve) - 1)] = True
@@ -87,8 +88,8 @@ def contamination(texts: pl.Series, sets: Sequence[EvaluationNgrams]) -> pl.Data
     matched: list[str | None] = [None] * len(texts)
     first = 0
     for block in blocks(texts):
-        words = words_of(block, marks=False)
-        by_size = {size: words.ngrams(size) for size in {s.ngram_words for s in sets}}
+        words = TextBytes.of(block, marks=False)
+        by_size = {size: ngrams_of(words, size) for size in {s.ngram_words for s in sets}}
         for evaluation in sets:
             for text, ngram in evaluation.first_in(by_size[evaluation.ngram_words]).items():
                 if names[first + text] is None:

@@ -12,7 +12,7 @@ from stages.reading_sql import more_than_reading
 from stages.row_files import ROWS_AT_ONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     import duckdb
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 VIEW = "prefmill_prompts"
 
 
-def result_frames(sql: str, database: Path | None) -> Iterator[pl.DataFrame]:
+def result_frames(sql: str, database: Path | None) -> Generator[pl.DataFrame]:
     """Yield what one SELECT finds, in frames of bounded size; the first may be empty.
 
     Raises:

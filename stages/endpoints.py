@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
-
-import pydantic
 
 from stages.answer_text import one_line
 from stages.async_map import async_map
-from stages.configuration import Config
+from stages.budget import Account, Budget, Prices, Usage
 from stages.endpoint_answers import MESSAGE_LENGTH, Failure, refusal
 from stages.endpoint_preflight import ServedModel, served_model
-from stages.errors import BudgetError, ConfigError, EndpointError
+from stages.errors import ConfigError, EndpointError
 from stages.request_limits import Server, TokenBucket, backoff
 from stages.secret_values import HIDDEN
 from stages.server_choice import Servers
@@ -41,58 +39,6 @@ REJECTIONS_UNTIL_STOP = 5
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 4.0
 """Less than the 5 s after which uvicorn, and so vLLM, closes a connection that isn't used."""
-
-
-class Prices(Config):
-    """What an endpoint costs, in the currency of `max_cost`."""
-
-    prompt_per_million_tokens: pydantic.NonNegativeFloat = 0.0
-    completion_per_million_tokens: pydantic.NonNegativeFloat = 0.0
-
-    def cost(self, usage: Usage) -> float:
-        """Return the cost of one request."""
-        prompt = usage.prompt_tokens * self.prompt_per_million_tokens
-        return (prompt + usage.completion_tokens * self.completion_per_million_tokens) / 1e6
-
-
-class Usage(NamedTuple):
-    """Tokens of one request; of a completion with n choices, those of all choices."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-    @classmethod
-    def of(cls, body: dict[str, Any]) -> Usage:
-        """Return what a response says, zeros where it doesn't."""
-        found = body.get("usage")
-        values = found if isinstance(found, dict) else {}
-        counts = (values.get(name) for name in cls._fields)
-        return cls(*(c if isinstance(c, int) and c > 0 else 0 for c in counts))
-
-
-class Budget:
-    """Tokens and cost of a run so far, and their limits; shared by all its pools, thread-safe."""
-
-    def __init__(
-        self, maximum_tokens: int | None = None, maximum_cost: float | None = None
-    ) -> None:
-        self.maximum_tokens, self.maximum_cost = maximum_tokens, maximum_cost
-        self.tokens, self.cost = 0, 0.0
-        self._lock = threading.Lock()
-
-    def charge(self, tokens: int, cost: float) -> None:
-        """Add what a request took."""
-        with self._lock:
-            self.tokens += tokens
-            self.cost += cost
-
-    def exhausted(self) -> str:
-        """Return which limit is reached and by how much, as a sentence; "" while none is."""
-        if self.maximum_tokens is not None and self.tokens >= self.maximum_tokens:
-            return f"{self.tokens:,} tokens are used and max_tokens is {self.maximum_tokens:,}"
-        if self.maximum_cost is not None and self.cost >= self.maximum_cost:
-            return f"{self.cost:.4f} is spent and max_cost is {self.maximum_cost:.4f}"
-        return ""
 
 
 class Reply(NamedTuple):
@@ -132,7 +78,8 @@ class EndpointPool:
         Raises:
             ConfigError: no server is named, or the variable of the key is not set.
         """
-        self.config, self.budget, self.prices = config, budget or Budget(), prices or Prices()
+        self.config = config
+        self._account = Account(budget or Budget(), prices or Prices())
         if not config.base_urls:
             raise ConfigError(
                 "no server is named",
@@ -167,9 +114,9 @@ class EndpointPool:
     def map(self, work: Callable[[T], Awaitable[R]], items: Iterable[T]) -> Iterator[R]:
         """Yield ``work(item)`` of every item as it finishes, in any order; one map at a time.
 
-        At most ``maximum_in_flight`` items are worked on at once, and items are pulled as they
-        are needed. Whatever stops it, what is under way and finishes is yielded first. Closing
-        the iterator early cancels all requests.
+        At most ``maximum_in_flight`` items are worked on at once, fewer where that many may pass
+        the budget, and items are pulled as they are needed. Whatever stops it, what is under way
+        and finishes is yielded first. Closing the iterator early cancels all requests.
 
         Raises:
             BudgetError: the budget was exhausted before an item was started.
@@ -177,7 +124,8 @@ class EndpointPool:
         """
         assert self._mapping is None, "one map at a time"
         workers = self.config.maximum_in_flight
-        mapping = async_map(work, items, workers, self._connected, self._check_budget)
+        counted = partial(self._account.counted, work)
+        mapping = async_map(counted, items, workers, self._connected, self._account.room)
         self._mapping = mapping
         try:
             yield from mapping
@@ -204,7 +152,7 @@ class EndpointPool:
             server = await self._servers.take(avoid=server)
             outcome = await self._attempt(server, path, payload)
             if isinstance(outcome, Reply):
-                self._account(outcome.body, reserved)
+                self._charge(outcome.body, reserved)
                 return outcome
             if outcome.kind in {"rejected", "fatal"}:
                 raise self._given_up(outcome, server)
@@ -245,12 +193,6 @@ class EndpointPool:
         ):
             yield
 
-    def _check_budget(self) -> None:
-        if sentence := self.budget.exhausted():
-            raise BudgetError(
-                sentence, remedy="raise the limit and start the same command again to go on"
-            )
-
     async def _paced(self) -> int:
         """Wait for the rate limits; return how many tokens were reserved for the request."""
         now, wait, reserved = time.monotonic(), 0.0, self._tokens_of_last
@@ -262,12 +204,12 @@ class EndpointPool:
             await asyncio.sleep(wait)
         return reserved
 
-    def _account(self, body: dict[str, Any], reserved: int) -> None:
+    def _charge(self, body: dict[str, Any], reserved: int) -> None:
         usage = Usage.of(body)
         self._tokens_of_last = sum(usage)
         if self._tokens:
             self._tokens.correct(sum(usage) - reserved)
-        self.budget.charge(sum(usage), self.prices.cost(usage))
+        self._account.charge(usage)
         self._answered += 1
 
     async def _attempt(self, server: Server, path: str, payload: bytes) -> Reply | Failure:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pydantic
 
+from stages.budget import Prices
 from stages.configuration import NOT_EMPTY, OPERATIONAL, Config
 from stages.endpoint_settings import EndpointConfig
-from stages.endpoints import Prices
 from stages.vllm_settings import VllmServerConfig
 
 POLICY = "policy"
@@ -44,6 +44,8 @@ class TransformersGenerator(GeneratorConfig):
     """`policy` (the run's own), a folder or a hub id."""
     threads: pydantic.PositiveInt | None = None
     """CPU threads; null is torch's own choice. Tiny models want 1."""
+    prompts_per_batch: pydantic.PositiveInt = 32
+    """Prompts generated together: what a kill can lose. Memory goes with it times the samples."""
 
 
 class VllmGenerator(GeneratorConfig):
@@ -103,8 +105,8 @@ class GenerationConfig(Config):
     """Nucleus sampling mass."""
     max_completion_tokens: pydantic.PositiveInt = 512
     """A completion is cut here and recorded as `finish_reason: length`."""
-    prompts_per_part: pydantic.PositiveInt = 32
-    """Prompts committed together; in this process also generated together, what a kill can lose."""
+    prompts_per_part: pydantic.PositiveInt = 512
+    """Prompts of a part-file of candidates. Until it is whole, its answers are in a journal."""
     control_tokens: Literal["skip", "refuse"] = "skip"
     """A prompt with a control token's text in it could fake turns: missing answers, or an error."""
     maximum_missing_share: Annotated[float, pydantic.Field(ge=0, le=1), OPERATIONAL] = 0.05

@@ -9,6 +9,7 @@ from stages.content_ids import content_hash
 from stages.errors import ModelError
 from stages.log_probability import answer_tokens, completion_logprobs, end_tokens
 from stages.model_loading import context_limit, load_model
+from stages.progress import Tell, say_nothing
 from stages.reward_model import RewardOutcome, score_in_batches
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class ImplicitReward:
             for loaded in (self.policy, self.reference)
         )
 
-    def score(self, conversations: Sequence[Conversation]) -> list[RewardOutcome]:
+    def score(
+        self, conversations: Sequence[Conversation], tell: Tell = say_nothing
+    ) -> list[RewardOutcome]:
         """Return the implicit reward of each conversation's last turn, the assistant's.
 
         It doesn't depend on the other conversations: in fp32, to a millionth of beta times the
@@ -80,4 +83,4 @@ class ImplicitReward:
             theirs = completion_logprobs(self.reference, rows, places)
             return [self.beta * (a - b) for a, b in zip(ours, theirs, strict=True)]
 
-        return score_in_batches(sequences, self.max_length_tokens, self.batch_tokens, rewards)
+        return score_in_batches(sequences, self.max_length_tokens, self.batch_tokens, rewards, tell)

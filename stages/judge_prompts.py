@@ -105,7 +105,7 @@ class Rubric(Config):
             raise ValueError("`reasoning` and `scores` are other parts of the judge's answer")
         if len(set(names)) < len(names):
             raise ValueError(f"two criteria have the same name: {', '.join(names)}")
-        found, needed = Counter(_PLACEHOLDER.findall(self.template)), PLACEHOLDERS[self.mode]
+        found, needed = placeholders(self.template), PLACEHOLDERS[self.mode]
         if self.reference is not None:
             needed = (*needed, REFERENCE)
         if found != Counter(needed):

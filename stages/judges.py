@@ -8,23 +8,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from itertools import combinations
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeGuard
 
 import polars as pl
 import pydantic
 
+from stages.answer_text import one_line
+from stages.budget import Prices, Usage
 from stages.configuration import OPERATIONAL, Config
 from stages.content_ids import content_hash, content_ids
 from stages.endpoint_settings import EndpointConfig
-from stages.endpoints import Prices, RequestFailedError, Usage
+from stages.endpoints import RequestFailedError
+from stages.errors import ModelError
 from stages.judge_answers import answer_schema, read_score
-from stages.judge_prompts import Messages, Rubric, prompt_hash, render
+from stages.judge_prompts import Messages, Rubric, load_rubric, prompt_hash, render
 from stages.judgment_rows import IDENTITY, as_judgments
+from stages.progress import Tell, say_nothing
 from stages.tables import JUDGMENTS
 from stages.vllm_settings import VllmServerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from stages.endpoints import EndpointPool, Reply
 
@@ -33,6 +37,10 @@ JUDGE_VERSION = "judge-1"
 
 ATTEMPTS = 2
 """How often a question is asked until its answer can be read."""
+
+SHOWN_OF_ANSWER = 200
+UNREADABLE_UNTIL_STOP = 20
+"""Questions without a readable answer before any has one: then the others would not have one."""
 
 PATH = "/chat/completions"
 
@@ -83,6 +91,11 @@ class JudgeScorer(Config):
         return self
 
 
+def is_pairwise(scorer: object) -> TypeGuard[JudgeScorer]:
+    """Return whether a scorer is a judge that says which of two answers is better."""
+    return isinstance(scorer, JudgeScorer) and load_rubric(scorer.rubric).mode == "pairwise"
+
+
 class Memory(Protocol):
     """What keeps finished answers until their rows are stored; a dict is one for tests."""
 
@@ -105,14 +118,20 @@ class Question(NamedTuple):
 
 
 class Judge:
-    """A scorer with its rubric and its servers; it remembers whether they take a JSON schema."""
+    """A scorer with its rubric and its servers; it remembers whether they take a JSON schema.
 
-    def __init__(self, scorer: JudgeScorer, rubric: Rubric, pool: EndpointPool) -> None:
-        self.scorer, self.rubric, self.pool = scorer, rubric, pool
+    Unless it is ``patient``, it stops where none of its first answers can be read.
+    """
+
+    def __init__(
+        self, scorer: JudgeScorer, rubric: Rubric, pool: EndpointPool, *, patient: bool = False
+    ) -> None:
+        self.scorer, self.rubric, self.pool, self.patient = scorer, rubric, pool, patient
         self.prompt_hash = prompt_hash(rubric, system_role=scorer.system_role)
         taken = {"auto": None, "json_schema": True, "off": False}
         self._takes_schema: bool | None = taken[scorer.structured_output]
         self._finding_out = asyncio.Lock()
+        self._read = self._unread = 0
 
     def prompt(
         self, conversation: Messages, responses: Sequence[str], reference: str | None = None
@@ -133,6 +152,7 @@ class Judge:
 
         Raises:
             EndpointError, BudgetError: no further question could be asked.
+            ModelError: none of the first answers could be read.
         """
         # A lock belongs to one event loop, and every map has its own.
         self._finding_out = asyncio.Lock()
@@ -163,8 +183,27 @@ class Judge:
                 return answer | {"error": error.reason}
             answer = _added(answer, reply)
             if self.score(answer) is not None:
+                self._read += 1
                 return answer | {"error": None}
+        self._unread += 1
+        if not (self.patient or self._read) and self._unread >= UNREADABLE_UNTIL_STOP:
+            raise self._unreadable(answer)
         return answer
+
+    def _unreadable(self, answer: dict[str, Any]) -> ModelError:
+        cut = ", cut at its length" if answer["cut"] else ""
+        wanted, scale = "`winner`: A, B or tie", self.rubric.scale
+        if scale is not None:
+            criteria = ", ".join(criterion.name for criterion in self.rubric.criteria)
+            wanted = f"`scores` of {criteria}, each from {scale.low} to {scale.high}"
+        return ModelError(
+            f"none of the first {self._unread} answers of {self.scorer.model!r} could be read as a "
+            f"verdict; the last{cut}: {one_line(answer['text'], SHOWN_OF_ANSWER)!r}",
+            expected=f"JSON with {wanted}; or another form of docs/judges.md",
+            where=f"judge {self.scorer.name!r}, rubric {self.scorer.rubric!r}",
+            remedy="raise `max_completion_tokens` where answers are cut; else a simpler rubric or "
+            "another model. Only what was in flight was asked as well",
+        )
 
     def _body(self, messages: Messages, seed: str) -> dict[str, Any]:
         digest = hashlib.sha256(f"{self.scorer.seed}:{seed}".encode()).digest()
@@ -228,7 +267,7 @@ def judge_candidates(
     prompts: pl.DataFrame,
     judge: Judge,
     memory: Memory,
-    advance: Callable[[int], None] | None = None,
+    tell: Tell = say_nothing,
 ) -> pl.DataFrame:
     """Return the judgments on ``candidates``, one row per verdict or with why there is none.
 
@@ -240,16 +279,14 @@ def judge_candidates(
         prompts: rows of `prompts`, at least those of the candidates.
         judge: who is asked.
         memory: finished answers; what is in it is not asked for again.
-        advance: called with the number of questions that got an answer.
+        tell: called with how many questions have an answer, and of how many, after each.
 
     Raises:
-        EndpointError, BudgetError: no further question could be asked; ``memory`` holds the
-            answers to those that were.
+        EndpointError, BudgetError, ModelError: no further question could be asked, or none of the
+            first answers be read; ``memory`` holds the answers to those that were asked.
     """
     questions = plan_questions(candidates, judge)
     answers = {q.key: known for q in questions if (known := memory.get(q.key)) is not None}
-    if advance is not None and answers:
-        advance(len(answers))
     open_questions = [question for question in questions if question.key not in answers]
     rendered = _rendered(open_questions, candidates, prompts, judge)
     for key, answer in judge.answers(rendered) if open_questions else ():
@@ -257,8 +294,7 @@ def judge_candidates(
         # A request that failed has no answer to keep: started again, the run asks anew.
         if answer["error"] in {None, "unparsed"}:
             memory.put(key, answer)
-        if advance is not None:
-            advance(1)
+        tell(len(answers), len(questions))
     rows = [_row(question, answers[question.key], judge) for question in questions]
     return _as_table([*rows, *_unasked(candidates, questions)], judge)
 

@@ -13,6 +13,7 @@ from stages.errors import ModelError
 from stages.generation_settings import POLICY
 from stages.judgment_rows import as_judgments
 from stages.model_loading import LoadedModel, context_limit, load_model
+from stages.progress import Tell, say_nothing
 from stages.reward_model import RewardOutcome, score_in_batches
 from stages.text_batches import render_each, right_padded
 
@@ -59,7 +60,9 @@ class LogProbability:
         self.weights_hash = self.loaded.weights_hash
         self.max_length_tokens = context_limit(self.loaded.model.config, self.loaded.tokenizer)
 
-    def score(self, conversations: Sequence[Conversation]) -> list[RewardOutcome]:
+    def score(
+        self, conversations: Sequence[Conversation], tell: Tell = say_nothing
+    ) -> list[RewardOutcome]:
         """Return the mean log-probability of each conversation's last turn, the assistant's.
 
         It doesn't depend on the other conversations. One that is too long for the model has none.
@@ -74,7 +77,7 @@ class LogProbability:
                 for total, ids, start in zip(sums, rows, places, strict=True)
             ]
 
-        return score_in_batches(sequences, self.max_length_tokens, self.batch_tokens, means)
+        return score_in_batches(sequences, self.max_length_tokens, self.batch_tokens, means, tell)
 
 
 def judge_by_log_probability(

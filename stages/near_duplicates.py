@@ -17,17 +17,20 @@ and 46 % of the pairs at a limit of 0.5 (32 bands of 4 rows), 1 % of those at 0.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import polars as pl
 import pydantic
 
 from stages.configuration import Config
-from stages.word_ngrams import blocks, mixed, words_of
+from stages.word_ngrams import TextBytes, blocks, mixed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 _CHANCE = 1 / 256
@@ -64,22 +67,16 @@ def signatures(texts: pl.Series, config: NearDuplicateConfig) -> pl.Series:
 
 
 def _signed(texts: pl.Series, config: NearDuplicateConfig) -> NDArray[np.uint8]:
-    """Return the signatures of one block: texts x permutations.
+    """Return the signatures of one block: texts x permutations."""
+    from stages.ngram_kernels import find_minima
 
-    Permutation k is h -> a_k h + b_k modulo 2^32 with odd a_k, a bijection.
-    """
-    ngrams = words_of(texts, marks=True).ngrams(config.ngram_words)
-    hashes = (ngrams.hashes >> np.uint64(32)).astype(np.uint32)
     factors, terms = np.split(_random(2 * config.permutations, config.seed), 2)
-    minima = np.empty((config.permutations, len(texts)), np.uint32)
-    permuted = np.empty_like(hashes)
-    for row, factor, term in zip(minima, factors | np.uint32(1), terms, strict=True):
-        np.multiply(hashes, factor, out=permuted)
-        np.add(permuted, term, out=permuted)
-        np.minimum.reduceat(permuted, ngrams.offsets[:-1], out=row)
+    minima = np.empty((len(texts), config.permutations), np.uint32)
+    of_texts, permutations = TextBytes.of(texts, marks=True), (factors | np.uint32(1), terms)
+    find_minima(*of_texts.arguments, config.ngram_words, permutations, minima)
     # The low byte of a h + b knows only the low byte of h: one of the whole word is kept instead.
     kept = (minima * np.uint32(0x9E3779B1)) >> np.uint32(24)
-    return kept.astype(np.uint8).T
+    return kept.astype(np.uint8)
 
 
 def _random(count: int, seed: int) -> NDArray[np.uint32]:
@@ -99,35 +96,73 @@ def representatives(
     equal texts each is compared with the one before it and with the first.
     """
     by_order = order.to_numpy()
-    rows = signatures.to_numpy().reshape(-1, config.permutations)
+    rows = _Rows.of(signatures, config)
     cluster = np.arange(len(by_order))
-    # Column by column: signatures are the largest thing in memory, and a sorted copy another.
-    for band in rows.view(f"u{config.rows_per_band}").T:
+    for band in rows.bands(config.rows_per_band):
         near, other = _neighbours(band[by_order])
         apart = cluster[near] != cluster[other]
         near, other = near[apart], other[apart]
         alike = _estimated(rows, by_order[near], by_order[other]) >= config.similarity
         cluster = _joined(cluster, near[alike], other[alike])
-    found = np.arange(len(rows), dtype=np.uint32)
+    found = np.arange(len(signatures), dtype=np.uint32)
     found[by_order] = by_order[cluster]
     return pl.Series("representative", found)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Signatures where they lie: the largest thing in memory, of which nobody makes a copy."""
+
+    chunks: list[NDArray[np.uint8]]
+    starts: NDArray[np.intp]
+    """Row number of each chunk's first."""
+
+    @classmethod
+    def of(cls, signatures: pl.Series, config: NearDuplicateConfig) -> Self:
+        chunks = [
+            chunk.to_numpy().reshape(-1, config.permutations) for chunk in signatures.get_chunks()
+        ]
+        return cls(chunks, np.cumsum([0, *map(len, chunks[:-1])]))
+
+    def bands(self, rows_per_band: int) -> Iterator[NDArray[np.unsignedinteger]]:
+        """Give each band of all rows as one number a row."""
+        parts = [chunk.view(f"u{rows_per_band}").T for chunk in self.chunks]
+        for of_chunks in zip(*parts, strict=True):
+            yield np.concatenate(of_chunks)
+
+    def take(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return the signatures of ``rows``."""
+        taken = np.empty((len(rows), self.chunks[0].shape[1]), np.uint8)
+        of_chunk = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(of_chunk):
+            here = of_chunk == number
+            taken[here] = self.chunks[number][rows[here] - self.starts[number]]
+        return taken
+
+
 def _neighbours(band: NDArray[np.unsignedinteger]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return pairs of rows whose ``band`` is equal: with the row before, and with the first."""
-    by_bucket = np.argsort(band, kind="stable")
-    follows = np.concatenate([[False], band[by_bucket[1:]] == band[by_bucket[:-1]]])
-    places = np.flatnonzero(follows)
-    first = np.maximum.accumulate(np.where(follows, 0, np.arange(len(band))))[places]
-    later = first < places - 1
+    # Few rows are like another, and finding these few is far cheaper than an order of all.
+    ordered = np.sort(band)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return np.empty(0, np.intp), np.empty(0, np.intp)
+    place = np.minimum(np.searchsorted(repeated, band), len(repeated) - 1)
+    rows = np.flatnonzero(repeated[place] == band)
+    place = place[rows]
+    by_bucket = np.argsort(place, kind="stable")
+    bucket, rows = place[by_bucket], rows[by_bucket]
+    follows = np.flatnonzero(bucket[1:] == bucket[:-1]) + 1
+    first = np.searchsorted(bucket, bucket[follows])
+    later = first < follows - 1
     return (
-        np.concatenate([by_bucket[places], by_bucket[places[later]]]),
-        np.concatenate([by_bucket[places - 1], by_bucket[first[later]]]),
+        np.concatenate([rows[follows], rows[follows[later]]]),
+        np.concatenate([rows[follows - 1], rows[first[later]]]),
     )
 
 
 def _estimated(
-    signatures: NDArray[np.uint8], near: NDArray[np.intp], other: NDArray[np.intp]
+    signatures: _Rows, near: NDArray[np.intp], other: NDArray[np.intp]
 ) -> NDArray[np.float64]:
     """Return the estimated Jaccard similarity of each pair of rows.
 
@@ -136,7 +171,7 @@ def _estimated(
     share = np.empty(len(near), np.float64)
     for first in range(0, len(near), _VERIFIED_AT_ONCE):
         part = slice(first, first + _VERIFIED_AT_ONCE)
-        share[part] = (signatures[near[part]] == signatures[other[part]]).mean(axis=1)
+        share[part] = (signatures.take(near[part]) == signatures.take(other[part])).mean(axis=1)
     return (share - _CHANCE) / (1 - _CHANCE)
 
 

@@ -22,11 +22,12 @@ def explain_no_pairs(
     """Say why ``pair`` made no pair at all of the same arguments.
 
     Raises:
-        DataError: always: a scorer judged nothing, or compared no two candidates; else with the
-            counts of prompts without a reference, unscored and tied ones, and of those whose
-            pairs were refused.
+        DataError: always: a scorer judged nothing, scored nothing, or compared no two candidates;
+            else with the counts of prompts without a reference, unscored and tied ones, and of
+            those whose pairs were refused.
     """
     _require_judged(scores, config)
+    _require_scored(scores, config)
     _require_compared(judgments, config)
     has_reference = pl.col("reference").any() if config.needs_references else pl.lit(value=True)
     finite = pl.col("score").filter(pl.col("score").is_finite(), ~pl.col("edited"))
@@ -52,6 +53,19 @@ def _require_judged(scores: pl.DataFrame, config: PairingConfig) -> None:
                 f"no scores by {name!r}{nearest(name, known)}",
                 expected=f"a scorer that judged: {', '.join(sorted(known))}",
                 where=f"pairing.{of_key}",
+            )
+
+
+def _require_scored(scores: pl.DataFrame, config: PairingConfig) -> None:
+    for name in (*config.deciding_scorers, *config.agreeing_scorers):
+        own = scores.filter(scorer=name)["score"]
+        if own.len() and not own.is_finite().any():
+            raise DataError(
+                f"no pairs: {name!r} gave none of {own.len()} candidates a score",
+                expected="two candidates with different scores for at least one prompt",
+                where="stage pair",
+                remedy='see why by `prefmill sql "SELECT scorer, error, any_value(raw), count(*) '
+                'FROM judgments GROUP BY ALL"`',
             )
 
 

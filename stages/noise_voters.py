@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import pydantic
 
 from stages.configuration import Config
-from stages.judge_prompts import load_rubric
-from stages.judges import JudgeScorer
+from stages.judges import JudgeScorer, is_pairwise
 from stages.scoring import VotesScorer
 
 if TYPE_CHECKING:
@@ -66,10 +65,7 @@ def asks_in_both_orders(scoring: ScoringConfig, pairing: PairingConfig) -> bool:
     deciding = pairing.deciding_scorers
     judges = [scorer for scorer in scoring.judges if isinstance(scorer, JudgeScorer)]
     return any(
-        deciding == (judge.name,)
-        and judge.both_orders
-        and load_rubric(judge.rubric).mode == "pairwise"
-        for judge in judges
+        deciding == (judge.name,) and judge.both_orders and is_pairwise(judge) for judge in judges
     )
 
 

@@ -6,13 +6,15 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from stages import chat_template
-from stages.endpoints import RequestFailedError, Usage
+from stages.budget import Usage
+from stages.endpoints import RequestFailedError
 from stages.generation import Answer, SampledCompletion, prompt_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from stages.endpoints import EndpointPool, Prices
+    from stages.budget import Prices
+    from stages.endpoints import EndpointPool
     from stages.generation import Request
     from stages.generation_settings import Sampling
 
@@ -188,6 +190,8 @@ def _text(choice: dict[str, Any]) -> str | None:
 def _logprobs(choice: dict[str, Any]) -> list[float] | None:
     """Return the log-probability of each token, None where the server gives none."""
     found = choice.get("logprobs")
+    if found is None:
+        return None
     content = found.get("content") if isinstance(found, dict) else None
     try:
         values = [float(token["logprob"]) for token in content]  # type: ignore[union-attr]

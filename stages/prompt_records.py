@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -97,6 +98,7 @@ def truth_text(row: Row, column: str | None) -> str | None:
     if value is None or isinstance(value, str):
         return value
     try:
+        json.dumps(value, allow_nan=False)  # NaN and Infinity are no JSON
         text = canonical_json(value)
         # An exponent: it may be an integer of more than 64 bits.
         return canonical_json(row.exact(str(column))) if "e+" in text else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from pathlib import Path
@@ -26,7 +27,7 @@ from stages.row_files import ROWS_AT_ONCE, BadRows, frame_rows, read_rows, requi
 from stages.task_families import FAMILIES, sample_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from stages.row_files import BadRow, Row
 
@@ -192,11 +193,12 @@ def read_source(source: PromptSource, seed: int) -> tuple[pl.DataFrame, list[Bad
     if isinstance(source, ListSource):
         return prompt_frame(_listed(source)), []
     assert isinstance(source, ColumnsSource)
-    rows, bad = _rows(source)
-    records = _records(rows, source, bad)
     frames = [prompt_frame([])]
-    while batch := list(itertools.islice(records, ROWS_AT_ONCE)):
-        frames.append(prompt_frame(batch))
+    with contextlib.ExitStack() as stack:  # an error keeps its frames, and so a connection open
+        rows, bad = _rows(source, stack)
+        records = _records(rows, source, bad)
+        while batch := list(itertools.islice(records, ROWS_AT_ONCE)):
+            frames.append(prompt_frame(batch))
     return pl.concat(frames), bad.rows
 
 
@@ -243,26 +245,30 @@ def _listed(source: ListSource) -> Iterator[PromptRecord]:
         yield PromptRecord(conversation, source.name, "all")
 
 
-def _rows(source: ColumnsSource) -> tuple[Iterator[Row], BadRows]:
-    """Return the rows of a source, and the collection of those that cannot be used."""
+def _rows(source: ColumnsSource, stack: contextlib.ExitStack) -> tuple[Iterator[Row], BadRows]:
+    """Return the rows of a source, and the collection of those that cannot be used.
+
+    What is open while rows are read is closed by ``stack``.
+    """
     skip = source.skip_bad_rows
     if isinstance(source, FileSource):
         bad = BadRows.of_file(_required(source.path), skip=skip)
         return read_rows(source.path, bad, lambda schema: _chosen(schema, source, bad)), bad
     if isinstance(source, QuerySource):
         bad = BadRows(f"query of prompt source {source.name!r}", "row", skip)
-        frames = duckdb_rows.result_frames(source.sql, source.database)
+        found = duckdb_rows.result_frames(source.sql, source.database)
     else:
         assert isinstance(source, DatasetSource)
         bad = BadRows(f"dataset {source.path}", "row", skip)
-        frames = _dataset_frames(source)
+        found = _dataset_frames(source)
+    frames: Iterator[pl.DataFrame] = stack.enter_context(contextlib.closing(found))
     first = next(frames)  # there is one, if only an empty one: it tells the columns
     columns = _chosen(first.schema, source, bad)
     frames = itertools.chain([first], frames)
     return frame_rows(frame.select(columns) for frame in frames), bad
 
 
-def _dataset_frames(source: DatasetSource) -> Iterator[pl.DataFrame]:
+def _dataset_frames(source: DatasetSource) -> Generator[pl.DataFrame]:
     import datasets
 
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stages.chat_template import check_rendering, render, template_fingerprint
 from stages.errors import ConfigError, ModelError, nearest
 from stages.model_loading import context_limit, load_model
+from stages.progress import Tell, say_nothing
 from stages.text_batches import length_sorted_batches, render_each, right_padded
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ class RewardModel(SequenceClassifier):
         if self.head is None:
             _require_cls(self.tokenizer, str(folder))
 
-    def score(self, conversations: Sequence[Conversation]) -> list[RewardOutcome]:
+    def score(
+        self, conversations: Sequence[Conversation], tell: Tell = say_nothing
+    ) -> list[RewardOutcome]:
         """Return the reward of each conversation's last turn, the assistant's, in their order.
 
         A reward is a raw output of the model, no activation applied. It doesn't depend on the
@@ -128,6 +131,7 @@ class RewardModel(SequenceClassifier):
             self.max_length_tokens,
             self.batch_tokens,
             lambda _, sequences: self.outputs(sequences)[:, self.output].tolist(),
+            tell,
         )
 
 
@@ -136,18 +140,23 @@ def score_in_batches(
     max_length_tokens: int,
     batch_tokens: int,
     rewards: Callable[[list[int], list[list[int]]], list[float]],
+    tell: Tell = say_nothing,
 ) -> list[RewardOutcome]:
     """Return an outcome per sequence of token ids (or reason why there are none).
 
-    ``rewards`` gets the indices and the token ids of a batch of similar lengths.
+    ``rewards`` gets the indices and the token ids of a batch of similar lengths; ``tell`` how many
+    sequences are done, and of how many, after each.
     """
     outcomes = [unreadable(sequence, max_length_tokens) for sequence in sequences]
     todo = [(i, ids) for i, ids in enumerate(sequences) if outcomes[i] is None and ids]
+    done = len(sequences) - len(todo)
     for batch in length_sorted_batches([len(ids) for _, ids in todo], batch_tokens):
         indices = [todo[place][0] for place in batch]
         rows = [ids for place in batch if isinstance(ids := todo[place][1], list)]
         for index, ids, reward in zip(indices, rows, rewards(indices, rows), strict=True):
             outcomes[index] = rewarded(reward, len(ids))
+        done += len(batch)
+        tell(done, len(sequences))
     return [outcome for outcome in outcomes if outcome is not None]
 
 

@@ -9,6 +9,7 @@ from stages.content_ids import weights_hash
 from stages.endpoints import RequestFailedError
 from stages.errors import ModelError
 from stages.model_loading import context_limit, load_tokenizer, readable
+from stages.progress import Tell, say_nothing
 from stages.reward_model import RewardOutcome, output_index, rewarded, unreadable
 from stages.text_batches import render_each
 
@@ -57,7 +58,9 @@ class RewardServer:
         served = pool.check(served_name).context_tokens or limit
         self.max_length_tokens = min(limit, served, max_length_tokens or limit)
 
-    def score(self, conversations: Sequence[Conversation]) -> list[RewardOutcome]:
+    def score(
+        self, conversations: Sequence[Conversation], tell: Tell = say_nothing
+    ) -> list[RewardOutcome]:
         """Return the reward of each conversation's last turn, the assistant's, in their order.
 
         Those that a request failed for have none, and why.
@@ -74,8 +77,10 @@ class RewardServer:
         async def ask(index: int) -> tuple[int, RewardOutcome]:
             return index, await self._ask(sequences[index])
 
-        for index, outcome in self.pool.map(ask, todo):
+        first = len(sequences) - len(todo) + 1
+        for done, (index, outcome) in enumerate(self.pool.map(ask, todo), start=first):
             outcomes[index] = outcome
+            tell(done, len(sequences))
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _ask(self, ids: list[int] | str) -> RewardOutcome:

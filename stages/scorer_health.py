@@ -55,7 +55,8 @@ class HealthConfig(Config):
     """What a scorer must keep to, or the run stops before pairing. Null: measured, no limit."""
 
     maximum_missing_rate: Share | None = None
-    """Of its judgments on candidates that have a completion."""
+    """Of its judgments on candidates that have a completion. 1: nor does a judge stop the run none
+    of whose first answers can be read."""
     maximum_tie_rate: Share | None = None
     """Of its verdicts on two candidates; of a pointwise scorer, candidate pairs scored equal."""
     maximum_flip_rate: Share | None = None
@@ -68,6 +69,11 @@ class HealthConfig(Config):
     """Of the planted gold pairs that it scored, those it gets right; needs `prompts.gold`."""
     minimum_agreement: Signed | None = None
     """Krippendorff's alpha between every two scorers, on the order of a prompt's candidates."""
+
+    @property
+    def all_may_miss(self) -> bool:
+        """Whether it is allowed that every judgment of a scorer is missing."""
+        return self.maximum_missing_rate == 1
 
 
 class _Measure(NamedTuple):

@@ -18,6 +18,7 @@ from stages.errors import DataError
 from stages.judges import JudgeScorer
 from stages.judgment_rows import as_judgments
 from stages.log_probability import LogProbabilityScorer
+from stages.progress import Tell, say_nothing
 from stages.row_files import BadRows, read_rows, require_file
 from stages.scorer_health import HealthConfig
 from stages.text_classifier import TextClassifierScorer
@@ -121,7 +122,9 @@ class RewardSource(Protocol):
     model_name: str
     weights_hash: str
 
-    def score(self, conversations: Sequence[list[dict[str, str]]]) -> list[RewardOutcome]:
+    def score(
+        self, conversations: Sequence[list[dict[str, str]]], tell: Tell = say_nothing
+    ) -> list[RewardOutcome]:
         """Return a reward, or why there is none, per conversation, in their order."""
 
 
@@ -252,11 +255,16 @@ def _why_missing(verdict: Verdict) -> str | None:
 
 
 def judge_by_rewards(
-    candidates: pl.DataFrame, prompts: pl.DataFrame, name: str, model: RewardSource
+    candidates: pl.DataFrame,
+    prompts: pl.DataFrame,
+    name: str,
+    model: RewardSource,
+    tell: Tell = say_nothing,
 ) -> pl.DataFrame:
     """Return one judgment per candidate: the reward of its conversation, word for word in `raw`.
 
-    A candidate without a completion, or too long for the model, has a missing score.
+    A candidate without a completion, or too long for the model, has a missing score. ``tell`` gets
+    how many are done, and of how many, now and then.
     """
     answers = candidates.join(prompts.select("prompt_id", "messages"), on="prompt_id", how="left")
     known = answers.filter(pl.col("completion").is_not_null())
@@ -266,7 +274,7 @@ def judge_by_rewards(
             known["messages"].to_list(), known["completion"], strict=True
         )
     ]
-    outcomes = model.score(conversations)
+    outcomes = model.score(conversations, tell)
     rewarded = known.select("candidate_id").with_columns(
         pl.Series("score", [outcome.score for outcome in outcomes], dtype=pl.Float64),
         pl.Series("error", [outcome.error for outcome in outcomes], dtype=pl.String),
@@ -400,15 +408,31 @@ def judge_by_votes(
     frame = numbered.select(
         "candidate_id",
         "other_candidate_id",
-        pl.Series("score", [_finite(text) for text in cast["score"]], dtype=pl.Float64),
+        _vote_scores(numbered),
         pl.Series("raw", [_raw(vote) for vote in numbered.iter_rows(named=True)], dtype=pl.String),
         scorer=pl.lit(scorer.name),
         scorer_version=pl.lit(VOTES_VERSION),
     )
-    within = pl.col("other_candidate_id").is_null() | pl.col("score").is_between(0, 1)
-    frame = frame.with_columns(score=pl.when(within).then("score"))
     unread = pl.when(pl.col("score").is_null()).then(pl.lit("not_a_score"))
     return as_judgments(frame.with_columns(error=unread))
+
+
+def unread_votes(votes: pl.DataFrame, scorer: VotesScorer) -> str:
+    """Return a sentence on votes that count as missing; empty when there are none."""
+    missing = _vote_scores(votes).null_count()
+    if not missing:
+        return ""
+    return (
+        f"{missing} of {votes.height} votes count as missing: no finite number, or on two answers "
+        f"and not from 0 to 1 ({scorer.path}, scorer {scorer.name!r})"
+    )
+
+
+def _vote_scores(votes: pl.DataFrame) -> pl.Series:
+    """Return each vote's `score`, null where that is none."""
+    scores = pl.Series("score", [_finite(text) for text in votes["score"]], dtype=pl.Float64)
+    within = pl.col("other_candidate_id").is_null() | scores.is_between(0, 1)
+    return votes.select(score=pl.when(within).then(scores))["score"]
 
 
 def _finite(text: str | None) -> float | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import yaml
-
 from stages.configuration import Config
 from stages.errors import ConfigError, MissingFileError, nearest
+from stages.yaml_files import read_yaml_file
 
 C = TypeVar("C", bound=Config)
 
@@ -40,10 +39,7 @@ class ShippedFiles(NamedTuple):
                 where=str(path),
                 remedy=self.correct,
             )
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not YAML: {error}", where=str(path), remedy=self.guide) from None
+        values = read_yaml_file(path, self.guide)
         try:
             return kind.checked(values if isinstance(values, dict) else {})
         except ConfigError as error:

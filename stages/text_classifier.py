@@ -8,6 +8,7 @@ import pydantic
 
 from stages.configuration import NOT_EMPTY, OPERATIONAL, Config
 from stages.model_loading import context_limit
+from stages.progress import Tell, say_nothing
 from stages.reward_model import (
     RewardOutcome,
     SequenceClassifier,
@@ -75,7 +76,9 @@ class TextClassifier(SequenceClassifier):
         self.window_tokens = context_limit(config, self.tokenizer)
         self.batch_tokens = batch_tokens
 
-    def score(self, conversations: Sequence[Conversation]) -> list[RewardOutcome]:
+    def score(
+        self, conversations: Sequence[Conversation], tell: Tell = say_nothing
+    ) -> list[RewardOutcome]:
         """Return the probability for each conversation's last turn, in [0, 1].
 
         It doesn't depend on the other conversations.
@@ -94,6 +97,7 @@ class TextClassifier(SequenceClassifier):
             self.window_tokens,
             self.batch_tokens,
             lambda _, sequences: self._probabilities(sequences),
+            tell,
         )
         of_texts: list[list[RewardOutcome]] = [[] for _ in conversations]
         for text, outcome in zip(read["overflow_to_sample_mapping"], windows, strict=True):

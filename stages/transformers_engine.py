@@ -24,7 +24,13 @@ class TransformersEngine:
     own seed (Philox), so that a completion doesn't depend on the other prompts asked with it.
     """
 
-    def __init__(self, folder: Path, name: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str | None = None,
+        threads: int | None = None,
+        prompts_per_batch: int = 32,
+    ) -> None:
         """Load the model and tokenizer; ``threads`` are torch's, null its own choice.
 
         Raises:
@@ -32,6 +38,7 @@ class TransformersEngine:
         """
         loaded = load_model(folder, "AutoModelForCausalLM")
         self.model_name, self.threads = name or folder.name, threads
+        self.prompts_per_batch = prompts_per_batch
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.weights_hash, self.device = loaded.weights_hash, loaded.device
         self.context_tokens = int(getattr(self.model.config, "max_position_embeddings", 2**31))
@@ -51,9 +58,10 @@ class TransformersEngine:
         return [len(ids) for ids in render(self.tokenizer, conversations)]
 
     def answers(self, batches: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[Answer]:
-        """Yield each batch's answers, generated together in one padded batch."""
+        """Yield the answers; ``prompts_per_batch`` at a time are one padded batch."""
         for batch in batches:
-            yield from self._answer(batch, sampling)
+            for first in range(0, len(batch), self.prompts_per_batch):
+                yield from self._answer(batch[first : first + self.prompts_per_batch], sampling)
 
     def _answer(self, batch: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
         import torch

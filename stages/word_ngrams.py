@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -16,71 +16,69 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_BYTES = 2**19
-"""Text hashed at once: what is worked on then stays in a core's cache."""
+"""Text worked on at once, by one thread."""
 
-_BASE = 0x9E3779B97F4A7C15
+BASE = np.uint64(0x9E3779B97F4A7C15)
+"""Of the polynomial that hashes bytes."""
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """Scripts that put no space between words: each of their letters counts as a word."""
 
+GAP, LETTER, MARK = range(3)
 _ASCII = bytes(range(128))
 _BEYOND_ASCII = bytes(range(128, 256))
 _LOWER = _ASCII.lower() + _BEYOND_ASCII
-_GAP, _LETTER, _MARK = range(3)
 _KINDS = bytes(
-    _GAP if chr(code).isspace() and code not in range(0x1C, 0x20)  # controls, says Unicode
-    else _LETTER if chr(code).isalnum()
-    else _MARK
+    GAP if chr(code).isspace() and code not in range(0x1C, 0x20)  # controls, says Unicode
+    else LETTER if chr(code).isalnum()
+    else MARK
     for code in _ASCII
-) + bytes([_LETTER] * len(_BEYOND_ASCII))  # fmt: skip
+) + bytes([LETTER] * len(_BEYOND_ASCII))  # fmt: skip
 _CODES = bytes((byte + 1) % 256 for byte in _LOWER)
 """What the hash counts a byte of text as; UTF-8 has no byte 255."""
-_SPACE_CODE = np.uint64(ord(" ") + 1)
+SPACE_CODE = np.uint64(ord(" ") + 1)
+_WORDS = {
+    True: re.compile(rb"[a-z0-9\x80-\xff]+|[^\t-\r ]"),
+    False: re.compile(rb"[a-z0-9\x80-\xff]+"),
+}
+"""A word, with and without marks."""
 
 
 @dataclass(frozen=True)
-class Words:
-    """The words of some texts, in order; text i has those from ``first[i]`` on."""
+class TextBytes:
+    """Some texts as bytes whose words are seen byte by byte: ``arguments`` of the kernels."""
 
-    text: bytes
-    """In lower case; what is no word in it is left over."""
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    """Each word's first byte in ``text``, and the one after its last."""
-    first: NDArray[np.int64]
-    """One more than there are texts."""
+    text: NDArray[np.uint8]
+    edges: NDArray[np.int64]
+    """Text i is the bytes from ``edges[i]`` on; one more than there are texts."""
+    marks: bool
+    """Whether each punctuation mark is a word."""
 
-    def ngrams(self, size: int) -> WordNgrams:
-        """Return the n-grams of ``size`` words of every text.
+    @classmethod
+    def of(cls, texts: pl.Series, *, marks: bool) -> TextBytes:
+        """Return ``texts``, null as empty.
 
-        A text with fewer words is one n-gram, all of it: short texts are alike only when equal. An
-        n-gram's hash is the polynomial modulo 2^64 of its bytes, words one space apart (Karp and
-        Rabin 1987), put together of its words' by Horner's rule and mixed: the same on every
-        machine and with every version of every library.
+        ASCII is not normalised: that would take longer than all the rest.
         """
-        first, counts = self.first[:-1], np.diff(self.first)
-        joined, shift = self._hashes()
-        before, shift = joined + _SPACE_CODE * shift, shift * np.uint64(_BASE)
-        for read in range(1, size):
-            whole = first[counts <= read]
-            of_whole = joined[whole]
-            joined[:-1] = before[:-1] + shift[:-1] * joined[1:]
-            joined[whole] = of_whole
-        ngrams = np.maximum(counts - size + 1, 1)
-        offsets = np.concatenate([[0], np.cumsum(ngrams)])
-        heads = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], ngrams)
-        return WordNgrams(mixed(joined[heads]), offsets, heads, size, self)
+        lines = texts.fill_null("")
+        wide = lines.str.len_bytes() != lines.str.len_chars()
+        if wide.any():
+            lines = lines.scatter(wide.arg_true(), normalized(lines.filter(wide), marks=marks))
+        arrow = lines.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+        _, offsets, data = arrow.buffers()
+        edges = np.frombuffer(offsets, np.int64)[arrow.offset : arrow.offset + len(arrow) + 1]
+        return cls(np.frombuffer(data or b"", np.uint8), edges, marks)
 
-    def _hashes(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return the polynomial of each word's bytes, and the base to the power of their number."""
-        powers = _powers(_BASE, len(self.text) + 1)
-        codes = np.frombuffer(self.text.translate(_CODES), np.uint8)
-        sums = np.zeros(len(powers), np.uint64)
-        np.cumsum(codes * powers[:-1], out=sums[1:])
-        # Divided by the base's power, the same word has the same hash wherever it stands.
-        unshifted = _powers(pow(_BASE, -1, 2**64), len(powers))[self.starts]
-        hashes = (sums[self.ends] - sums[self.starts]) * unshifted
-        return hashes, powers[self.ends - self.starts]
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """What every kernel of `stages/ngram_kernels.py` takes first."""
+        kinds = _KINDS if self.marks else _KINDS.replace(bytes([MARK]), bytes([GAP]))
+        return (
+            self.text,
+            self.edges,
+            np.frombuffer(kinds, np.uint8),
+            np.frombuffer(_CODES, np.uint8),
+        )
 
 
 @dataclass(frozen=True)
@@ -88,46 +86,35 @@ class WordNgrams:
     """The n-grams of some texts, in order; text i has those from ``offsets[i]`` on."""
 
     hashes: NDArray[np.uint64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    """Each n-gram's first byte in ``texts``, and the one after its last."""
     offsets: NDArray[np.int64]
     """One more than there are texts."""
-    heads: NDArray[np.int64]
-    """Each n-gram's first word in ``words``."""
-    size: int
-    words: Words
+    texts: TextBytes
 
     def spelled(self, ngram: int) -> str:
         """Return the words of one n-gram, a space between them."""
-        words, head = self.words, self.heads[ngram]
-        end_of_text = words.first[np.searchsorted(words.first, head, side="right")]
-        places = range(head, min(head + self.size, end_of_text))
-        return b" ".join(words.text[words.starts[i] : words.ends[i]] for i in places).decode()
+        passage = self.texts.text[self.starts[ngram] : self.ends[ngram]].tobytes()
+        return b" ".join(_WORDS[self.texts.marks].findall(passage.translate(_LOWER))).decode()
 
 
-def words_of(texts: pl.Series, *, marks: bool) -> Words:
-    """Return the words of ``texts`` as ``normalized`` parts them; one without any has one empty.
+def ngrams_of(texts: TextBytes, size: int) -> WordNgrams:
+    """Return the n-grams of ``size`` words of every text.
 
-    ASCII, whose words are seen byte by byte, is not normalised: that would take longer than all
-    the rest.
+    A text with fewer words is one n-gram, all of it: short texts are alike only when equal; one
+    without any has one that is empty. An n-gram's hash is the polynomial modulo 2^64 of its bytes,
+    words one space apart (Karp and Rabin 1987), put together of its words' by Horner's rule and
+    mixed: the same on every machine and with every version of every library.
     """
-    lines = texts.fill_null("")
-    wide = lines.str.len_bytes() != lines.str.len_chars()
-    if wide.any():
-        lines = lines.scatter(wide.arg_true(), normalized(lines.filter(wide), marks=marks))
-    text = ("\n".join(lines) + "\n").encode().translate(_LOWER)
-    kinds = np.frombuffer(text.translate(_KINDS), np.uint8)
-    letter = kinds == _LETTER
-    inside = letter[1:] & letter[:-1]
-    word = kinds != _GAP if marks else letter
-    starts = np.flatnonzero(word & ~np.concatenate([[False], inside]))
-    ends = np.flatnonzero(word & ~np.concatenate([inside, [False]])) + 1
-    edges = np.concatenate([[0], (lines.str.len_bytes().cast(pl.Int64) + 1).cum_sum()])
-    first = np.searchsorted(starts, edges)
-    empty = np.flatnonzero(first[1:] == first[:-1])
-    if len(empty):
-        starts = np.insert(starts, first[empty], edges[empty])
-        ends = np.insert(ends, first[empty], edges[empty])
-        first = np.searchsorted(starts, edges)
-    return Words(text, starts, ends, first)
+    from stages.ngram_kernels import find_ngrams
+
+    room = len(texts.text) + len(texts.edges)
+    hashes = np.empty(room, np.uint64)
+    starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
+    offsets = np.zeros(len(texts.edges), np.int64)
+    count = find_ngrams(*texts.arguments, size, (hashes, starts, ends, offsets))
+    return WordNgrams(hashes[:count], starts[:count], ends[:count], offsets, texts)
 
 
 def normalized(texts: pl.Series, *, marks: bool) -> pl.Series:
@@ -155,20 +142,6 @@ def blocks(texts: pl.Series) -> Iterator[pl.Series]:
     for first, last in pairwise(edges):
         if first < last:
             yield texts[first:last]
-
-
-def _powers(base: int, count: int) -> NDArray[np.uint64]:
-    return _powers_up_to(base, 2 ** max(count - 1, 0).bit_length())[:count]
-
-
-@lru_cache(maxsize=4)
-def _powers_up_to(base: int, count: int) -> NDArray[np.uint64]:
-    """Return base^0 to base^(count - 1) modulo 2^64; every block of texts needs the same."""
-    powers = np.full(count, base, np.uint64)
-    powers[0] = 1
-    powers = np.multiply.accumulate(powers)
-    powers.flags.writeable = False
-    return powers
 
 
 def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:

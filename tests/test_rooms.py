@@ -18,6 +18,7 @@ SHARED = {
     "stages.configuration",
     "stages.chat_template",
     "stages.model_loading",
+    "stages.part_files",
     "stages.reading_sql",
 }
 MAY_IMPORT = {

@@ -11,7 +11,7 @@ import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.adapters import FOLDER, WEIGHTS
-from trainer.model_folder import MANIFEST
+from trainer.model_folder import manifest_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,15 +43,6 @@ def adapter_step(folder: Path) -> AdapterStep | None:
         return None
     hashes = manifest["weights_hash"], manifest["base_weights_hash"]
     return AdapterStep(folder, *hashes, adapter["rank"])
-
-
-def manifest_in(folder: Path) -> dict[str, Any]:
-    """Return the manifest of the model in ``folder``, ``{}`` where there is none to be read."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return manifest
 
 
 def write_combined(adapters: Sequence[Path], output: Path) -> None:

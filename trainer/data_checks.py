@@ -43,6 +43,7 @@ CHECKS: dict[str, tuple[str, str]] = {
         "must",
         "end every prompt with a user turn: the chosen and rejected answers are what follows it",
     ),
+    "missing_content": ("must", "give every message of the prompts a role and a text"),
     "prompt_in_heldout": ("must", "drop these pairs: evaluation would measure memory"),
     "empty_completion": ("must", "drop these pairs: they would train the end of turn alone"),
     "chosen_equals_rejected": (
@@ -100,9 +101,10 @@ def check_preference_data(
     """
     require_columns(rows)
     keyed = rows.with_columns(prompt_keys(rows["prompt"]))
+    told = rows.filter(~missing_content())
     found = {
         **_text_findings(keyed, heldout_prompts or frozenset()),
-        **_token_findings(rows, tokenizer, max_length_tokens),
+        **_token_findings(told, tokenizer, max_length_tokens),
     }
     if not template_ends_with_eos(tokenizer):
         found["template_without_eos"] = rows["pair_id"].to_list()
@@ -204,6 +206,13 @@ def require_weights(rows: pl.DataFrame, column: str) -> None:
         )
 
 
+def missing_content() -> pl.Expr:
+    """Return whether a message of `prompt` has no role or no content: templates render `None`."""
+    parts = [pl.element().struct.field(name) for name in ("role", "content")]
+    lacking = pl.any_horizontal(part.is_null() for part in parts)
+    return pl.col("prompt").list.eval(lacking).list.any()
+
+
 def prompt_keys(messages: pl.Series) -> pl.Series:
     """Return one text per conversation, equal when and only when roles and contents are.
 
@@ -250,6 +259,7 @@ def _text_findings(keyed: pl.DataFrame, heldout: frozenset[str]) -> dict[str, li
     flags = {
         "duplicate_pair_id": pl.col("pair_id").is_duplicated(),
         "prompt_not_ending_with_user": (last_role == "user").fill_null(value=False).not_(),
+        "missing_content": missing_content(),
         "prompt_in_heldout": pl.col("prompt_key").is_in(sorted(heldout)),
         "empty_completion": pl.any_horizontal(empty),
         "repeated_pair": pl.struct(*same_prompt, "chosen", "rejected").is_duplicated(),

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from stages.errors import DataError
-from stages.tables import EVALUATIONS
+from stages.tables import EVALUATIONS, SCORES
 from trainer import win_rate
 from trainer.bootstrap import paired_interval
 
@@ -22,6 +22,8 @@ EVERY_STRATUM = "all"
 WIN_RATE = "win_rate"
 LENGTH_CONTROLLED = "length_controlled_win_rate"
 KL = "kl_nats"
+FLIPS = "judge_flip_rate"
+UNJUDGED = "judge_missing_rate"
 TEXT_LOSS = "text_nats_per_token"
 
 READ = "read"
@@ -42,10 +44,12 @@ def evaluations(
     log_ratios: pl.DataFrame,
     seed: int,
     resamples: int = 2000,
+    verdicts: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Return the EVALUATIONS rows without round_id of two policies' samples: docs/evaluation.md.
 
-    The metrics are those of `per_prompt_metrics`, the win rates of `win_rate`, and `kl_nats`.
+    The metrics are those of `per_prompt_metrics`, the win rates of `win_rate`, and `kl_nats`; with
+    ``verdicts`` how often their judge changed its mind with the order, or said nothing.
 
     Args:
         before: the former policy's samples, as `scored_samples` returns them.
@@ -54,23 +58,33 @@ def evaluations(
             the trained policy sampled, in nats; their mean is the KL divergence. May be empty.
         seed: of the resampling.
         resamples: bootstrap draws.
+        verdicts: judgments of a judge that was shown answers of both; None: scores tell who wins.
 
     Raises:
         DataError: the two sides do not hold the same prompts.
     """
-    met = win_rate.duels(before, after)
+    judged = None if verdicts is None else win_rate.judged_duels(before, after, verdicts)
+    met = win_rate.duels(before, after) if judged is None else judged.drop_nulls("win")
     wins = _of_prompts(met.rename({"win": "value"}), WIN_RATE)
     ratios = after.join(
         log_ratios.select("candidate_id", value="score").drop_nulls(), on="candidate_id"
     )
-    divergence = _of_prompts(ratios, KL)
+    from_nothing = [_of_prompts(ratios, KL), *([] if judged is None else _doubts(judged))]
+    rates = pl.concat(from_nothing)
     even = wins.with_columns(value=pl.lit(EVEN))
-    none = divergence.with_columns(value=pl.lit(0.0))
+    none = rates.with_columns(value=pl.lit(0.0))
     earlier, later = _on_both_sides(per_prompt_metrics(before), per_prompt_metrics(after))
     compared = compare(
-        pl.concat([earlier, even, none]), pl.concat([later, wins, divergence]), seed, resamples
+        pl.concat([earlier, even, none]), pl.concat([later, wins, rates]), seed, resamples
     )
     return pl.concat([compared, _length_controlled(met, seed, resamples)])
+
+
+def _doubts(judged: pl.DataFrame) -> list[pl.DataFrame]:
+    """Return how often the judge of `win_rate.judged_duels` did not know who is better."""
+    flipped = judged.select(pl.exclude("win"), value="flipped").drop_nulls("value")
+    unjudged = judged.with_columns(value=pl.col("win").is_null().cast(pl.Float64))
+    return [_of_prompts(flipped, FLIPS), _of_prompts(unjudged, UNJUDGED)]
 
 
 def _of_prompts(samples: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -158,16 +172,19 @@ def compare(
 
 
 def scored_samples(
-    candidates: pl.DataFrame, scores: pl.DataFrame, prompts: pl.DataFrame
+    candidates: pl.DataFrame, scores: pl.DataFrame | None, prompts: pl.DataFrame
 ) -> pl.DataFrame:
     """Return one row per candidate, with its prompt's stratum and verifier and its score.
 
-    Decoding is `greedy` at temperature 0, else `sampled`.
+    Decoding is `greedy` at temperature 0, else `sampled`. ``scores`` are None of a judge that only
+    compares answers: then no answer has a score, and no verifier that could be met.
 
     Raises:
         DataError: `scores` holds several rows for a candidate (several scorers), or a candidate's
             prompt is not in `prompts`.
     """
+    if scores is None:
+        scores, prompts = SCORES.empty(), prompts.with_columns(verifier=pl.lit(None, pl.String))
     _require_one_score(scores)
     greedy = pl.col("temperature") == 0
     joined = (

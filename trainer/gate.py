@@ -10,7 +10,16 @@ import pydantic
 from stages.configuration import Config
 from stages.errors import DataError
 from stages.tables import CAPABILITIES, GATES
-from trainer.evaluation import EVEN, EVERY_STRATUM, KL, LENGTH_CONTROLLED, READ, TEXT_LOSS
+from trainer.evaluation import (
+    EVEN,
+    EVERY_STRATUM,
+    FLIPS,
+    KL,
+    LENGTH_CONTROLLED,
+    READ,
+    TEXT_LOSS,
+    UNJUDGED,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +45,8 @@ class GateConfig(Config):
     """Largest ratio of the new mean length in tokens to the former one; 1.2 allows +20 %."""
     maximum_kl_nats: Annotated[float, pydantic.Field(ge=0)] | None = 10.0
     """Largest KL divergence from the policy before, per answer."""
+    maximum_judge_flip_rate: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
+    """Largest `judge_flip_rate` of the pairwise judge that compares the policies."""
     maximum_stratum_drop: Annotated[float, pydantic.Field(ge=0)] | None = None
     """By how much `metric` (without one the win rate, from 0.5) may fall in any stratum."""
     maximum_text_loss_growth_nats: Annotated[float, pydantic.Field(ge=0)] | None = None
@@ -111,6 +122,9 @@ def _criteria(evaluations: pl.DataFrame, config: GateConfig) -> Iterator[Criteri
         growth = _whole(evaluations, TEXT_LOSS, READ)["difference"]
         name = f"{TEXT_LOSS} growth"
         yield Criterion(name, growth, config.maximum_text_loss_growth_nats, above=False)
+    if config.maximum_judge_flip_rate is not None:
+        rate = _flip_rate(evaluations, decoding)
+        yield Criterion(f"{FLIPS}/{decoding}", rate, config.maximum_judge_flip_rate, above=False)
     if config.maximum_stratum_drop is not None:
         metric = config.metric or LENGTH_CONTROLLED
         strata = evaluations.filter(pl.col("stratum") != EVERY_STRATUM, metric=metric)
@@ -138,6 +152,14 @@ def _capabilities(card: pl.DataFrame, config: GateConfig) -> Iterator[Criterion]
         for capability, metric, difference, better in own.select(columns).iter_rows():
             drop = -difference if better else difference
             yield Criterion(f"{capability}/{metric} drop", drop + 0.0, tolerance, above=False)
+
+
+def _flip_rate(evaluations: pl.DataFrame, decoding: str) -> float:
+    asked = not evaluations.filter(metric=FLIPS, decoding=decoding).is_empty()
+    # Answers that are the same word for word have a verdict, and nobody was asked about them.
+    if not asked and _whole(evaluations, UNJUDGED, decoding)["after"] == 0:
+        return 0.0
+    return _whole(evaluations, FLIPS, decoding)["after"]
 
 
 def _whole(evaluations: pl.DataFrame, metric: str, decoding: str) -> dict[str, float]:

@@ -38,6 +38,7 @@ def split(
             f"heldout_share {share:g} of {len(different)} prompts leaves no row on one side",
             expected="at least one prompt to train on and one to measure on",
             where=where,
+            remedy="set it to 0 to measure nothing, or to a share that is a prompt at least",
         )
     return rows.filter(~is_aside), rows.filter(is_aside)
 

@@ -76,11 +76,7 @@ def published_manifest(output: Path, fingerprint: str) -> dict[str, Any] | None:
     """
     if not output.exists():
         return None
-    manifest: dict[str, Any]
-    try:
-        manifest = json.loads((output / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        manifest = {}
+    manifest = manifest_in(output)
     if manifest.get("fingerprint") != fingerprint or weights_hash(output) != manifest.get(
         "weights_hash"
     ):
@@ -140,6 +136,15 @@ def publish(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     flush(output.parent)
+
+
+def manifest_in(folder: Path) -> dict[str, Any]:
+    """Return the manifest of the model in ``folder``, ``{}`` where there is none to be read."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return manifest
 
 
 def stored_dtypes(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from trainer.chat_tokens import chat_tokens
 from trainer.data_checks import (
     CHECKS,
     TOKENISED_ROWS,
+    missing_content,
     problem_rows,
     prompt_keys,
     template_ends_with_eos,
@@ -27,6 +28,7 @@ ANSWER_CHECKS: dict[str, tuple[str, str]] = {
         check: CHECKS[check]
         for check in (
             "prompt_not_ending_with_user",
+            "missing_content",
             "prompt_in_heldout",
             "empty_completion",
             "template_without_eos",
@@ -66,6 +68,7 @@ def check_answers(
         # The same answer may have been good in one pair and bad in another.
         "duplicate_answer_id": pl.struct("answer_id", "label").is_duplicated(),
         "prompt_not_ending_with_user": (last_role == "user").fill_null(value=False).not_(),
+        "missing_content": missing_content(),
         "prompt_in_heldout": pl.col("prompt_key").is_in(sorted(heldout_prompts)),
         "empty_completion": pl.col("completion").str.strip_chars() == "",
         "repeated_answer": pl.struct("prompt_key", "completion", "label").is_duplicated(),
@@ -73,7 +76,9 @@ def check_answers(
     }
     flagged = keyed.select("answer_id", **flags)
     found = {name: flagged.filter(pl.col(name))["answer_id"].to_list() for name in flags}
-    for check, answer_id in _token_findings(rows, tokenizer, max_length_tokens):
+    for check, answer_id in _token_findings(
+        rows.filter(~missing_content()), tokenizer, max_length_tokens
+    ):
         found.setdefault(check, []).append(answer_id)
     if not template_ends_with_eos(tokenizer):
         found["template_without_eos"] = rows["answer_id"].to_list()

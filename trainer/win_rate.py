@@ -56,6 +56,60 @@ def duels(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def judged_duels(
+    before: pl.DataFrame, after: pl.DataFrame, judgments: pl.DataFrame
+) -> pl.DataFrame:
+    """Return what `duels` does, of a judge that was shown both answers, and `flipped`.
+
+    A row for each two answers with the same sample index. ``win`` is the mean of the verdicts for
+    the new answer, null without any, and 0.5 where both are the same word for word. ``flipped`` is
+    the share of verdicts whose two orders disagree, null where no two orders were asked for.
+
+    Args:
+        before: prompt_id, stratum, decoding, sample_index, candidate_id, completion,
+            completion_tokens.
+        after: the same of the new policy.
+        judgments: candidate_id, other_candidate_id, order, flag and, for candidate_id, score.
+    """
+    keys = ["prompt_id", "stratum", "decoding"]
+    said = judgments.drop_nulls(["other_candidate_id", "score"]).select(
+        "score",
+        "order",
+        own="candidate_id",
+        former="other_candidate_id",
+        flipped=pl.col("flag").is_not_null(),
+    )
+    mirrored = said.with_columns(own="former", former="own", score=1 - pl.col("score"))
+    both_orders = pl.col("order").n_unique() > 1
+    verdicts = (
+        pl.concat([said, mirrored])
+        .group_by("own", "former")
+        .agg(pl.col("score").mean(), flipped=pl.when(both_orders).then(pl.col("flipped").mean()))
+    )
+    tokens = pl.col("completion_tokens").cast(pl.Float64)
+    old, new = (
+        side.select(*keys, "sample_index", "candidate_id", "completion", tokens=tokens)
+        for side in (before, after)
+    )
+    same = pl.col("completion") == pl.col("completion_former")
+    return (
+        new.join(old, on=[*keys, "sample_index"], suffix="_former")
+        .join(
+            verdicts,
+            left_on=["candidate_id", "candidate_id_former"],
+            right_on=["own", "former"],
+            how="left",
+        )
+        .select(
+            *keys,
+            win=pl.when(same).then(0.5).otherwise("score"),
+            length_gap=pl.col("tokens") - pl.col("tokens_former"),
+            flipped="flipped",
+        )
+        .sort(keys)
+    )
+
+
 def length_controlled(
     met: pl.DataFrame, seed: int, resamples: int
 ) -> tuple[float, tuple[float, float]]:

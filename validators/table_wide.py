@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from stages.part_files import scan_parts
 from validators.expectations import reference, uniqueness
 from validators.measuring import MAX_EXAMPLES, Measured, row_id
 
@@ -43,15 +44,10 @@ def measure_table(
     return measured
 
 
-def scan(parts: Sequence[Path]) -> pl.LazyFrame:
-    """Return the rows of part-files; their names are no patterns."""
-    return pl.scan_parquet(list(parts), hive_partitioning=False, glob=False)
-
-
 def _repeated_keys(schema: Table, parts: Sequence[Path]) -> Measured:
     if not parts:
         return Measured(uniqueness(schema), 0, 0, 0)
-    frame = scan(parts)
+    frame = scan_parts(list(parts))
     key = pl.col(schema.key[0]) if len(schema.key) == 1 else pl.struct(schema.key)
     hashes, rows = key.hash(), _rows(frame)
     suspects = pl.concat(_repeated(frame, hashes, share) for share in _shares(rows))
@@ -84,9 +80,9 @@ def _dangling(
     columns = [column for column, pointed in schema.references.items() if pointed == target]
     if not parts:
         return [Measured(reference(column, target), 0, 0, 0) for column in columns]
-    frame, known = scan(parts), pl.LazyFrame({"id": []}, {"id": pl.String})
+    frame, known = scan_parts(list(parts)), pl.LazyFrame({"id": []}, {"id": pl.String})
     if held:
-        known = scan(held).select(id=target.partition(".")[2])
+        known = scan_parts(list(held)).select(id=target.partition(".")[2])
     missing: dict[str, list[pl.Series]] = {column: [] for column in columns}
     for share in _shares(_rows(frame)):
         here = {

@@ -19,19 +19,19 @@ from flows.commands.options import config_file_option, json_option, run_option, 
 
 @click.command()
 @run_option
-@config_file_option("Take the sections pairing, filters and export from this file.")
+@config_file_option("Take the sections pairing, edits, filters and export from this file.")
 @workspace_option
 @json_option
 def curate(run_id: str, config_file: Path, root: Path, as_json: bool) -> None:
     """Pair and filter a run's stored judgments again, with other settings.
 
-    Nothing is generated or judged.
+    Nothing is generated, and nothing judged but what people edited.
 
     \b
     Examples:
       prefmill curate --run latest -c stricter.yaml
     """
-    sections = ("pairing", "filters", "export")
+    sections = ("pairing", "edits", "filters", "export")
     stored, overrides = stored_config(root, run_id, config_file, sections)
     print_summary(root, run_refresh(root, stored, overrides, stored_only=True), as_json)
 

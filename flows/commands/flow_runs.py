@@ -133,14 +133,14 @@ def stored_config(
 ) -> tuple[Path, dict[str, Any]]:
     """Return a run's stored configuration file, and what to lay over it.
 
-    That are its own stored prompts and the ``sections`` of another file.
+    That are its own stored prompts and the ``sections`` of another file, which may hold them alone.
     """
     from flows.configuration import TrainingFileConfig, load_config, read_yaml
     from flows.prompt_choice import of_stored_run
 
     stored, overrides = of_stored_run(workspace_at(root), run_id)
     if config_file:
-        load_config(config_file, kind=TrainingFileConfig)
+        load_config(config_file, {"name": read_yaml(stored)["name"]}, TrainingFileConfig)
         values = read_yaml(config_file)
         overrides |= {key: values[key] for key in sections if key in values}
     return stored, overrides

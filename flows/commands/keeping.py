@@ -105,7 +105,7 @@ def forget(prompt_id: str, reason: str, dry_run: bool, root: Path, as_json: bool
       prefmill lineage forget --prompt prompt_0123456789abcdef0123 --dry-run
       prefmill lineage forget --prompt prompt_0123456789abcdef0123 --reason "request 17"
     """
-    from flows.erased_prompts import redraw, sources_with
+    from flows.erased_prompts import cut_short, redraw, sources_with
     from lineage.erasure import find
     from lineage.erasure import forget as erase
 
@@ -117,12 +117,14 @@ def forget(prompt_id: str, reason: str, dry_run: bool, root: Path, as_json: bool
         erasure = erase(workspace, found, reason)
         files, left = erasure.files, erasure.left_in
         redraw(workspace, [run for run in found.runs if f"runs/{run}/report.html" in files])
+    checkpoints = [workspace.relative(folder) for folder in cut_short(workspace.checkpoints)]
     said = {
         "dry_run": dry_run,
         "rows": found.rows,
         "files": files,
         "runs": found.runs,
         "trained_in": found.trained_in,
+        "checkpoints": checkpoints,
         "left_in": left,
         "sources": sources,
     }
@@ -133,6 +135,9 @@ def forget(prompt_id: str, reason: str, dry_run: bool, root: Path, as_json: bool
     click.echo(f"{done} {found.rows} rows; {len(files)} files; runs {', '.join(found.runs)}")
     for round_id in found.trained_in:
         click.echo(f"trained on it, and cannot unlearn it: models/{round_id}", err=True)
+    for folder in checkpoints:
+        sentence = "a training was cut short and may have learned from it; delete the folder"
+        click.echo(f"{folder}: {sentence}", err=True)
     for name in left:
         click.echo(f"its words are still in {name}: delete that by hand", err=True)
     for name in sources:

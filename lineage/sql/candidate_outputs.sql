@@ -8,13 +8,21 @@
 --   candidates_key: stage_key of the candidates
 --   edit_key: stage_key of the edited answers among them; null where none were edited
 --   prompts_key: stage_key of the run's prompts
---   judge_keys: stage_keys of these candidates' judgments, one per scorer
+--   judge_keys: stage_keys of these candidates' judgments, one per scorer; of an evaluation also of
+--   a pairwise judge's on the answers before and after
 --   score_key: stage_key of their scores
 --   pair_key: stage_key of the pairs made of them; null for an evaluation
 --   noise_key: stage_key of those pairs' label noise
 --   filter_key: stage_key of the decisions on those pairs
 --   export_key: stage_key of their exports
 CREATE VIEW candidate_outputs AS
+WITH
+duels AS (
+    SELECT run_id, list(stage_key ORDER BY stage_key) AS judge_keys
+    FROM stage_runs
+    WHERE stage SIMILAR TO 'evaluate_[^:]*:.*'
+    GROUP BY run_id
+)
 SELECT
     k.run_id,
     runs.name,
@@ -25,7 +33,10 @@ SELECT
     CASE WHEN s.stage = 'generate' THEN k.edit_key END AS edit_key,
     k.prompts_key,
     -- An evaluation keeps candidates, judgments and scores in one output.
-    CASE WHEN s.stage = 'generate' THEN k.judge_keys ELSE [s.stage_key] END AS judge_keys,
+    CASE
+        WHEN s.stage = 'generate' THEN k.judge_keys
+        ELSE list_concat([s.stage_key], coalesce(duels.judge_keys, []))
+    END AS judge_keys,
     CASE WHEN s.stage = 'generate' THEN k.score_key ELSE s.stage_key END AS score_key,
     CASE WHEN s.stage = 'generate' THEN k.pair_key END AS pair_key,
     CASE WHEN s.stage = 'generate' THEN k.noise_key END AS noise_key,
@@ -34,4 +45,5 @@ SELECT
 FROM stage_runs AS s
 INNER JOIN run_stages AS k ON k.run_id = s.run_id
 LEFT JOIN runs ON runs.run_id = s.run_id
-WHERE s.stage = 'generate' OR starts_with(s.stage, 'evaluate_');
+LEFT JOIN duels ON duels.run_id = s.run_id
+WHERE s.stage SIMILAR TO 'generate|evaluate_[^:]*';

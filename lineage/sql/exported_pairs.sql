@@ -5,14 +5,17 @@
 --   exported_to: ids of the exports that hold it
 --   trained_in: ids of the rounds that trained on one of them, in any run
 CREATE VIEW exported_pairs AS
-WITH trained AS (
-    SELECT export_id, list(DISTINCT round_id) AS rounds FROM store.rounds GROUP BY export_id
-)
 SELECT
     export_rows.stage_key,
     export_rows.pair_id,
-    list(export_rows.export_id ORDER BY export_rows.export_id) AS exported_to,
-    list_sort(list_distinct(flatten(list(coalesce(trained.rounds, []))))) AS trained_in
+    list_sort(list_distinct(list(export_rows.export_id))) AS exported_to,
+    coalesce(
+        list_sort(list_distinct(
+            list(trained.round_id) FILTER (WHERE trained.round_id IS NOT NULL)
+        )),
+        []
+    ) AS trained_in
 FROM export_rows
-LEFT JOIN trained ON trained.export_id = export_rows.export_id
+LEFT JOIN (SELECT DISTINCT export_id, round_id FROM store.rounds) AS trained
+    ON trained.export_id = export_rows.export_id
 GROUP BY export_rows.stage_key, export_rows.pair_id;

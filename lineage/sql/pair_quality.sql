@@ -66,7 +66,7 @@ facts AS (
         noise.probability_wrong,
         NULL AS length_weight,
         NULL AS export_id,
-        NULL AS rounds
+        NULL AS round_id
     FROM run_stages AS k
     INNER JOIN label_noise AS noise ON noise.stage_key = k.noise_key
     UNION ALL
@@ -75,11 +75,10 @@ facts AS (
     INNER JOIN decisions AS d ON d.stage_key = k.filter_key
     WHERE d.kept AND d.filter = 'length_weight'
     UNION ALL
-    SELECT exported.run_id, exported.pair_id, NULL, NULL, exported.own, trained.rounds
+    SELECT exported.run_id, exported.pair_id, NULL, NULL, exported.own, trained.round_id
     FROM exported
-    LEFT JOIN (
-        SELECT export_id, list(DISTINCT round_id) AS rounds FROM store.rounds GROUP BY export_id
-    ) AS trained ON trained.export_id = exported.export_id
+    LEFT JOIN (SELECT DISTINCT export_id, round_id FROM store.rounds) AS trained
+        ON trained.export_id = exported.export_id
 ),
 found AS (
     SELECT
@@ -88,7 +87,7 @@ found AS (
         max(probability_wrong) AS probability_wrong,
         max(length_weight) AS length_weight,
         list(export_id) FILTER (WHERE export_id IS NOT NULL) AS exported_to,
-        list(rounds) FILTER (WHERE rounds IS NOT NULL) AS rounds
+        list(round_id) FILTER (WHERE round_id IS NOT NULL) AS trained_in
     FROM facts
     GROUP BY run_id, pair_id
 )
@@ -111,8 +110,8 @@ SELECT
     pairs.chosen_tokens - pairs.rejected_tokens AS length_gap,
     CASE WHEN k.filter_key IS NOT NULL THEN dropped.pair_id IS NULL END AS kept,
     coalesce(list_transform(list_sort(dropped.reasons), lambda ruling: ruling[2]), []) AS reasons,
-    coalesce(list_sort(found.exported_to), []) AS exported_to,
-    coalesce(list_sort(list_distinct(flatten(found.rounds))), []) AS trained_in
+    coalesce(list_sort(list_distinct(found.exported_to)), []) AS exported_to,
+    coalesce(list_sort(list_distinct(found.trained_in)), []) AS trained_in
 FROM run_stages AS k
 INNER JOIN pairs ON pairs.stage_key = k.pair_key
 LEFT JOIN asked ON asked.run_id = k.run_id AND asked.prompt_id = pairs.prompt_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from flows.configuration import BUNDLED_MODEL
 from tests.flows.small import SMALL
 
 if TYPE_CHECKING:
@@ -81,6 +83,23 @@ def run_cli(prefect_server, monkeypatch):
             return code, out.getvalue().decode(), err.getvalue().decode()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory):
+    """The bundled model with noise on its weights: its answers are other ones."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("models") / "other"
+    shutil.copytree(BUNDLED_MODEL, folder)
+    file, generator = folder / "model.safetensors", torch.Generator().manual_seed(0)
+    weights = load_file(file)
+    for name, value in weights.items():
+        noise = torch.randn(value.shape, generator=generator) * value.float().std() * 0.12
+        weights[name] = (value + noise).to(value.dtype) if value.dim() > 1 else value
+    save_file(weights, file, {"format": "pt"})
+    return folder
 
 
 @pytest.fixture

@@ -229,6 +229,58 @@ def test_too_many_stop_the_stage_and_only_they_are_asked_for_again(undisturbed, 
     )
 
 
+class Wordless(Scripted):
+    """Says nothing, but to the prompts that are named."""
+
+    def __init__(self, *heard):
+        super().__init__()
+        self.heard = heard
+
+    def samples(self, request):
+        yield SampledCompletion(" \n", "length", 8, None, "empty_completion")
+        yield SampledCompletion(None, "error", 0, None, "null_choice")
+        word = "a word" if request.prompt_id in self.heard else ""
+        yield SampledCompletion(word, "stop", 8)
+
+
+MANY = prompt_rows(*({"prompt_id": f"prompt_{i:02d}", "split": "train"} for i in range(60)))
+
+
+def test_first_answers_without_a_word_stop_the_stage(tmp_path):
+    engine = Wordless()
+    with pytest.raises(EndpointError) as stopped:
+        answered(tmp_path, engine, MANY, maximum_missing_share=1.0)
+    assert len(engine.answered) == 20
+    assert str(stopped.value).startswith(
+        "none of the first 20 prompts got a completion with a word in it: 40 empty_completion, "
+        "20 null_choice. Expected text. Where: generator 'fake'. To mend it: raise `max_completion"
+    )
+    assert len(journals(tmp_path)) == 1, "what was paid for is kept"
+
+
+def test_one_word_among_the_first_answers_goes_on(tmp_path):
+    first = Wordless()
+    with pytest.raises(EndpointError):
+        answered(tmp_path / "in vain", first, MANY)
+    engine = Wordless(first.answered[19])
+    rows = answered(tmp_path / "heard", engine, MANY, maximum_missing_share=1.0)
+    assert engine.answered[:20] == first.answered
+    assert rows.height == 180
+    assert rows.filter(completion="a word").height == 1
+
+
+@pytest.mark.parametrize("per_part", [1, 100])
+def test_what_is_left_after_a_stop_may_get_no_word(per_part, tmp_path):
+    lost = {f"prompt_{i:02d}": 3 for i in range(30)}
+    with pytest.raises(EndpointError, match="90 of 180 completions are missing"):
+        answered(tmp_path, Scripted(lost=lost), MANY, prompts_per_part=per_part)
+    again = Scripted(lost=lost)
+    settings = {"prompts_per_part": per_part, "maximum_missing_share": 0.5}
+    rows = answered(tmp_path, again, MANY, **settings)
+    assert sorted(again.answered) == sorted(lost)
+    assert rows["completion"].null_count() == 90
+
+
 def test_the_share_may_be_raised_between_two_starts(tmp_path):
     lost = {"prompt_00": 3, "prompt_05": 1}
     with pytest.raises(EndpointError):

@@ -7,7 +7,11 @@ import json
 
 import polars as pl
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from flows.cli import cli
+from flows.commands import curating
 from flows.configuration import load_config, resolve
 from flows.curation import curate
 from flows.forecast import forecast
@@ -186,6 +190,23 @@ def test_people_edit_by_a_file_and_nobody_else_is_asked(players, tmp_path):
     edited = made.candidates.read(workspace).filter(weights_hash="edited")
     assert edited["generator"].unique().to_list() == ["edit:people"]
     assert sorted(edited["error"].drop_nulls()) == ["edit_empty", "edit_unchanged"]
+
+
+def test_curate_takes_the_edits_of_its_file(tmp_path, monkeypatch):
+    asked = {}
+    stored = (tmp_path / "stored.yaml", {})
+    stored[0].write_text("name: stored")
+    monkeypatch.setattr("flows.prompt_choice.of_stored_run", lambda *_: stored)
+    monkeypatch.setattr(
+        curating, "run_refresh", lambda *given, **_: asked.update(given[2]) or ["run"]
+    )
+    monkeypatch.setattr(curating, "print_summary", lambda *_: None)
+    sections = {"pairing": {"strategy": STRATEGY}, "edits": {"kind": "people", "path": "e.csv"}}
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump({"name": "edited", **sections}))
+    done = CliRunner().invoke(cli, ["curate", "-c", str(path), "-w", str(tmp_path)])
+    assert (done.exit_code, done.output) == (0, "")
+    assert asked == sections
 
 
 def test_why_and_a_sweep_tell_edits_from_answers(finished):

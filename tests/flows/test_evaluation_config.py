@@ -3,7 +3,7 @@
 import pytest
 
 from flows.configuration import PipelineConfig
-from flows.training_round import require_comparable
+from flows.evaluating import require_comparable
 from stages.errors import ConfigError
 
 RULES = {"kind": "rules"}
@@ -25,12 +25,33 @@ def test_policies_are_compared_by_the_named_scorer_else_by_the_pairs_own():
     require_comparable(other)
 
 
-def test_a_judge_that_compares_one_policys_answers_cannot_compare_policies():
-    scorers = {"scorers": [RULES, judge("pairwise")]}
-    by_pairs = {"scoring": scorers, "pairing": {"scorer": "judge"}}
-    with pytest.raises(ConfigError, match="'judge' compares answers of one policy"):
-        require_comparable(config(**by_pairs))
-    require_comparable(config(**by_pairs, evaluation={"scorer": "rules"}))
+def test_a_jury_with_a_judge_of_one_policys_answers_cannot_compare_policies():
+    jury = {"kind": "jury", "name": "jury", "members": ["rules", "judge"]}
+    scorers = {"scorers": [RULES, judge("pairwise"), jury]}
+    by_jury = {"scoring": scorers, "pairing": {"scorer": "jury"}}
+    with pytest.raises(ConfigError, match="'judge', of the jury 'jury', compares answers of one"):
+        require_comparable(config(**by_jury))
+    for scorer in ("rules", "judge"):
+        require_comparable(config(**by_jury, evaluation={"scorer": scorer}))
+
+
+def test_a_gate_that_asks_a_pairwise_judge_for_scores_is_refused():
+    by_pairs = {"scoring": {"scorers": [judge("pairwise")]}, "pairing": {"scorer": "judge"}}
+    for metric in ("success", "score"):
+        with pytest.raises(ConfigError, match=f"asks for '{metric}', and 'judge', who compares"):
+            require_comparable(config(**by_pairs, gate={"metric": metric}))
+    require_comparable(config(**by_pairs, gate={"metric": "win_rate"}))
+
+
+def test_a_limit_on_flips_needs_a_judge_that_is_asked_in_both_orders():
+    def limited(**scorer):
+        by_judge = {"scoring": {"scorers": [RULES, scorer]}, "evaluation": {"scorer": "judge"}}
+        return config(**by_judge, gate={"maximum_judge_flip_rate": 0.3})
+
+    require_comparable(limited(**judge("pairwise")))
+    for scorer in (judge("helpfulness"), {**judge("pairwise"), "both_orders": False}):
+        with pytest.raises(ConfigError, match="maximum_judge_flip_rate` limits what is not meas"):
+            require_comparable(limited(**scorer))
 
 
 def test_an_unknown_scorer_and_a_limit_on_what_is_not_measured_are_refused():

@@ -267,3 +267,14 @@ def test_a_copy_or_a_push_must_be_asked_for():
     result = CliRunner().invoke(cli, ["export"])
     assert result.exit_code == 2
     assert "--out, or --push-to-hub" in result.output
+
+
+@pytest.mark.parametrize(("dropped", "lines"), [((0, 2, 3, 4, 5), 1), (DROPPED, 0)])
+def test_that_nothing_is_left_to_train_on_is_said(context, monkeypatch, dropped, lines):
+    said = []
+    monkeypatch.setattr("flows.exporting.say", said.append)
+    monkeypatch.setitem(globals(), "DROPPED", dropped)
+    exports = exported(context, "trl_jsonl")
+    assert len(said) == lines
+    assert all("no pair is left to train on" in line for line in said)
+    assert exports.filter(split="heldout")["rows"].to_list() == [1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from flows.configuration import BUNDLED_MODEL, resolve
+from flows.configuration import BUNDLED_MODEL, EvaluationConfig, resolve
 from flows.forecast import SAMPLED_PROMPTS, forecast, total
 from flows.generators import ready_generators
 from flows.models import find_policy
@@ -13,7 +13,7 @@ from flows.preflight import require_usable
 from flows.scorers import opened
 from flows.stage_runner import RunContext, StageSpec, StageWriter
 from lineage.workspace import Dataset, Workspace
-from stages.endpoints import Budget
+from stages.budget import Budget
 from stages.errors import ConfigError, EndpointError, MissingFileError, ModelError
 from stages.prompt_sampling import sample
 from tests.stub_server import Stub
@@ -196,6 +196,10 @@ def test_a_forecast_of_rounds_adds_the_held_out_answers_that_they_compare(stub, 
     assert answers.completion_tokens == pytest.approx(60 * of_own / 150, abs=1)
     assert lines["points, evaluation"].requests == 60 * 2
     assert set(lines) == {line.who for line in once} | {"own, evaluation", "points, evaluation"}
+    by_pairs = config.model_copy(update={"evaluation": EvaluationConfig(scorer="judge")})
+    lines = forecast(by_pairs, *arguments[1:], ask_paid=False, rounds=3)
+    (judged,) = [line for line in lines if line.who == "judge, evaluation"]
+    assert judged.requests == 3 * 5 * (2 + 1) * 2, "two samples and a greedy answer, both orders"
 
 
 def test_rounds_are_forecast_only_where_a_generator_is_the_policy(stub, tmp_path):
@@ -226,6 +230,31 @@ def test_doctor_names_every_engine_that_cannot_be_used(stub, tmp_path):
         "scorer rules": "ok",
         "scorer judge": "missing",
     }
+
+
+def test_doctor_reads_every_row_of_the_prompts(stub, tmp_path):
+    import yaml
+
+    from flows.doctor import examine
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Add 1 + 2."}\n{"prompt": 3}\n')
+    (empty := tmp_path / "empty.jsonl").touch()
+    sources = [
+        {"kind": "list", "name": "listed", "prompts": ["Hello?", "Why?"]},
+        {"kind": "file", "name": "broken", "path": str(rows)},
+        {"kind": "file", "name": "mended", "path": str(rows), "skip_bad_rows": True},
+        {"kind": "file", "name": "empty", "path": str(empty)},
+    ]
+    config = configured([openai(stub)]).model_dump(mode="json")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**config, "prompts": {"sources": sources}}))
+    about = {f.subject: f for f in examine(Workspace(tmp_path / "w"), path)}
+    found = {name: about[f"prompts {name}"] for name in ("listed", "broken", "mended", "empty")}
+    assert [f.status for f in found.values()] == ["ok", "missing", "warning", "warning"]
+    assert found["listed"].detail == "list, 2 prompts"
+    assert "rows.jsonl, line 2" in found["broken"].detail
+    assert found["mended"].detail.startswith("file, 1 prompts, 1 bad rows are set aside")
 
 
 def test_a_missing_vllm_is_found_before_anything_is_generated(tmp_path):

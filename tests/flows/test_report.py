@@ -8,11 +8,14 @@ import pytest
 
 from flows import report_charts, report_svg
 from flows.report import write_report
+from flows.report_data import report_run
 from flows.report_examples import differences, examples
 from flows.report_facts import ReportData
 from flows.report_graph import Node, lineage_plot
 from flows.report_tables import costs, filters, funnels, with_labels
 from flows.report_verdict import verdict
+from lineage.database import publish
+from lineage.workspace import Workspace
 from stages.errors import DataError
 from stages.tables import EVALUATIONS, GATES, ROUNDS
 from tests.flows.report_samples import (
@@ -25,6 +28,7 @@ from tests.flows.report_samples import (
     make_pairs,
     table,
 )
+from tests.lineage.small_workspace import write_small_workspace
 
 PLOTS_OF_FULL = 11
 
@@ -340,3 +344,14 @@ def test_bins_count_every_pair_once_and_outliers_at_the_ends():
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 def test_equal_margins_are_drawn(margin):
     assert "<svg" in report_charts.margins(make_pairs().with_columns(margin=margin))
+
+
+@pytest.mark.parametrize("broken", [b"PAR1 cut short", None])
+def test_a_broken_part_file_is_an_error_that_names_the_run(tmp_path, broken):
+    workspace = Workspace(tmp_path)
+    write_small_workspace(workspace)
+    for part in workspace.store.glob("pairs/*/*.parquet"):
+        part.write_bytes(broken) if broken else part.unlink()
+    publish(workspace)  # sets the part aside
+    with pytest.raises(DataError, match=r"cannot be read.*run refresh_a1.*start the run again"):
+        report_run(workspace, "refresh_a1")

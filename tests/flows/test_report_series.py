@@ -34,8 +34,11 @@ def written(workspace, *records):
     return records
 
 
-def judge(workspace, record, before, after, *, promoted):
-    """Give a round its gate: a rise by 0.1 of whatever, with an interval of +-0.05 around it."""
+def judge(workspace, record, before, after, *, promoted, by_pairs=False):
+    """Give a round its gate: a rise by 0.1 of whatever, with an interval of +-0.05 around it.
+
+    ``by_pairs``: by a pairwise judge, who gives no scores.
+    """
     index = record.round_index
     whole = [
         (f"r{index}", metric, "sampled", "all", 500, old, new, new - old, low, high)
@@ -44,7 +47,7 @@ def judge(workspace, record, before, after, *, promoted):
             ("length_controlled_win_rate", 0.5, 0.6, 0.05, 0.15),
             ("kl_nats", 0.0, 1.25, 1.0, 1.5),
             ("completion_tokens", 10.0, 12.0, 1.0, 3.0),
-        )
+        )[by_pairs:]
     ]
     weights = ("w0", "w0", "policy", f"w{index}")
     round_row = (f"r{index}", index, "e", *weights, "m", 400 + index, 9, promoted)
@@ -93,6 +96,15 @@ def test_the_page_shows_every_round(workspace):
         ("Greedy", ""), ("Win", "60.0 %"), ("KL", "1.25"), ("Length", "\u00d71.2"),
     ]  # fmt: skip
     assert "promoted by force" in page, "its criterion was not met"
+
+
+def test_win_rates_of_a_pairwise_judge_are_not_put_one_after_the_other(workspace):
+    records = written(workspace, run(1, 1), run(2, 2))
+    for record in records:
+        judge(workspace, record, 0.0, 0.0, promoted=True, by_pairs=True)
+    page = write_series(workspace, records[1].run_id).read_text().replace("\u202f", " ")
+    assert "The last promoted round wins 60.0 % against the policy before." in page
+    assert page.count("<svg ") == 3, "one win rate, and none from round to round"
 
 
 def test_rounds_that_failed_or_were_never_judged_are_told(workspace):

@@ -114,6 +114,24 @@ def test_a_series_that_was_cut_short_goes_on_from_where_it_had_started(place):
     assert series.opened(place, asked).policy == str(place.models / "round_a")
 
 
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_series_that_a_resumed_round_has_ended_is_not_replayed(place, rounds):
+    asked = config_of(start_from="promoted", rounds=3)
+    begun = series.opened(place, asked)
+    second = series.following(begun, "one")
+    assert second.rounds == 2
+    resumed = second.model_copy(
+        update={
+            "rounds": rounds,
+            "prompts": second.prompts.model_copy(update={"of_run": "two"}),
+        }
+    )
+    promote(place)
+    series.close(place, series.opened(place, resumed))
+    ended = rounds == 2
+    assert (series.start_of(place, asked) != begun) == ended, "another series is left alone"
+
+
 # What a round hands to the next
 
 
@@ -222,13 +240,15 @@ def test_a_rounds_line_has_the_measures_kl_and_the_verdict(monkeypatch):
         return {"metric": metric, **whole, **ends}
 
     measured = [row("success", 0.4, 0.45), row("kl_nats", 0.0, 1.5)]
+    measured.append(row("judge_flip_rate", 0.0, 0.25))
     tables = {
         "evaluations": table_of(EVALUATIONS, measured),
         "rounds": table_of(ROUNDS, [{"promoted": False}]),
     }
     monkeypatch.setattr(rounds, "read_output", lambda _, __, ___, table: tables[table])
     assert rounds.verdict_line(Workspace("w"), "r") == (
-        "success 0.400 -> 0.450 (+0.050 [+0.010, +0.090]), KL 1.500 nats, held"
+        "success 0.400 -> 0.450 (+0.050 [+0.010, +0.090]), "
+        "the judge's two orders disagree on 25%, KL 1.500 nats, held"
     )
 
 

@@ -85,6 +85,17 @@ def test_what_a_killed_attempt_had_half_written_is_taken_away(context, name):
     assert not leftover.exists()
 
 
+def test_a_record_that_a_killed_attempt_had_half_written_is_taken_away(context):
+    stages = context.workspace.store / "stages"
+    leftover, others = stages / f".{SPEC.key}.json.1.tmp", stages / ".other.json.1.tmp"
+    stages.mkdir(parents=True)
+    leftover.write_bytes(b"{")
+    others.write_bytes(b"{")
+    run_stage(context, "score", SPEC, writing(PARTS, []))
+    assert not leftover.exists()
+    assert others.exists(), "another output's, which somebody may be writing now"
+
+
 def test_a_stage_without_a_record_is_not_taken_for_finished(context):
     made = []
     with pytest.raises(ValidationError):
@@ -125,3 +136,14 @@ def test_each_scorer_is_a_stage_of_its_own_in_one_place(context):
     assert [run.stage for run in runs] == ["judge:alpha", "judge:zeta", "score"]
     assert runs[0].position == runs[1].position < runs[2].position
     assert len({run.stage_key for run in runs}) == 3
+
+
+def test_a_part_that_was_cut_short_is_made_anew_and_no_other(context):
+    made = []
+    record = run_stage(context, "score", SPEC, writing(PARTS, made))
+    paths = [context.workspace.root / part.path for part in record.output("scores").parts]
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[: len(whole) // 2])
+    run_stage(context, "score", SPEC, writing(PARTS, made))
+    assert made == [0, 1, 2, 1]
+    assert paths[1].read_bytes() == whole

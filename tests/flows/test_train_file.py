@@ -1,3 +1,5 @@
+import json
+
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -16,6 +18,13 @@ ROWS = {"prompt": ["2 + 2?", "3 + 3?"], "chosen": ["4", "6"], "rejected": ["5", 
 
 def said(*texts):
     return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def write_lines(path, columns):
+    rows = zip(*columns.values(), strict=True)
+    path.write_text(
+        "".join(f"{json.dumps(dict(zip(columns, row, strict=True)))}\n" for row in rows)
+    )
 
 
 def test_texts_and_messages_in_either_format_are_the_same_rows(tmp_path):
@@ -46,12 +55,17 @@ def test_ids_and_confidence_are_kept_and_the_rest_is_not(tmp_path):
             r"lacks the columns \['rejected'\].* with the columns \['prompt', 'ch",
         ),
         ({"chosen": [ASKED + said("4")[0], said("6")[0]]}, "1 of 2 values of `chosen` are not one"),
-        ({"prompt": [1, 2]}, "`prompt` holds Int64. Expected a text, or a list of messages"),
+        ({"prompt": [1, 2]}, "`prompt` holds a value of type int in line 1. Expected a text, or a"),
+        ({"prompt": ["2 + 2?", ASKED]}, "a text in line 1, and a list of messages in line 2"),
+        (
+            {"prompt": [[{"role": "user", "content": [{"type": "text"}]}], ASKED]},
+            "a list that is none of messages whose role and content are texts in line 1",
+        ),
     ],
 )
 def test_other_shapes_are_named(columns, message, tmp_path):
     rows = {name: values for name, values in {**ROWS, **columns}.items() if values}
-    pl.DataFrame(rows, strict=False).write_ndjson(tmp_path / "rows.jsonl")
+    write_lines(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError, match=message):
         preference_rows(tmp_path / "rows.jsonl")
 
@@ -60,8 +74,31 @@ def test_a_file_that_is_none_is_named(tmp_path):
     with pytest.raises(MissingFileError, match=r"rows\.jsonl' is not there"):
         preference_rows(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text("not JSON")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"broken JSON.*rows\.jsonl, line 1, column 1"):
         preference_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.parquet").write_text("not Parquet")
+    with pytest.raises(DataError, match="cannot be read"):
+        preference_rows(tmp_path / "rows.parquet")
+
+
+def test_a_column_that_only_late_lines_have_is_read(tmp_path):
+    first = [json.dumps({"prompt": f"{n}?", "chosen": "a", "rejected": "b"}) for n in range(200)]
+    last = {"prompt": "x", "chosen": "a", "rejected": "b", "confidence": 0.9, "prefix": "Step 1."}
+    (tmp_path / "rows.jsonl").write_text("\n".join([*first, json.dumps(last)]))
+    rows = preference_rows(tmp_path / "rows.jsonl")
+    assert rows.select("confidence", "prefix").rows() == [(None, None)] * 200 + [(0.9, "Step 1.")]
+
+
+def test_ids_are_texts_and_weights_numbers(tmp_path):
+    odd = {"pair_id": [1, 2], "confidence": ["0.5", "high"]}
+    write_lines(tmp_path / "rows.jsonl", {**ROWS, **odd})
+    rows = preference_rows(tmp_path / "rows.jsonl")
+    assert rows.select("pair_id", "confidence").rows() == [("1", 0.5), ("2", None)]
+
+
+def test_a_missing_prompt_stays_missing(tmp_path):
+    write_lines(tmp_path / "rows.jsonl", {**ROWS, "prompt": [None, "3 + 3?"]})
+    assert preference_rows(tmp_path / "rows.jsonl")["prompt"].null_count() == 1
 
 
 def test_the_command_trains_the_bundled_policy(tmp_path):
@@ -77,8 +114,6 @@ def test_the_command_trains_the_bundled_policy(tmp_path):
         outcome = CliRunner().invoke(cli, [str(argument) for argument in arguments])
         assert outcome.exit_code == 0, outcome.output
         assert outcome.stdout.strip() == str(tmp_path / "model")
-    import json
-
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
     assert published(tmp_path / "model", manifest["fingerprint"]).pairs == 2
     (row,) = query(Workspace(tmp_path / "workspace"), "FROM trainings").to_dicts()

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections import Counter
+from shutil import rmtree
 
 import datasets
 import polars as pl
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from flows.cli import cli
 from lineage.database import rebuild
 from lineage.erasure import erasure_path, find, forget, without_erased
+from lineage.liveness import at_work
 from lineage.query import query
 from lineage.workspace import exclusive_lock, write_part
 from stages.content_ids import file_sha256
@@ -92,6 +94,30 @@ def test_nothing_of_it_is_left_and_all_else_stays(written):
     assert (written.root / "logs" / "vllm-1.log").read_text() == "start\nend\n"
 
 
+def test_the_model_of_a_round_that_never_reached_its_gate_is_named(written):
+    (round_id,) = query(written, "SELECT round_id FROM rounds")["round_id"]
+    rmtree(written.store / "rounds")
+    wanted = prompt_id(written, asked("zebra", 3))
+    assert find(written, wanted).trained_in == [round_id]
+
+
+def test_no_model_is_named_for_a_prompt_that_was_held_out(written):
+    """Its pair stands in the held-out file of the very export whose train file was trained on."""
+    wanted = prompt_id(written, asked("zebra", 3))
+    (pair,) = query(written, "SELECT pair_id FROM pairs WHERE prompt_id = ?", [wanted])["pair_id"]
+    heldout = pl.col("split") == "heldout"
+    for path in (written.store / "exports").rglob("*.parquet"):
+        (other, *_) = pl.read_parquet(path, hive_partitioning=False).filter(heldout)["export_id"]
+    for path in (written.store / "export_rows").rglob("*.parquet"):
+        rows = pl.read_parquet(path, hive_partitioning=False)
+        of_pair = pl.col("pair_id") == pair
+        export = pl.when(of_pair).then(pl.lit(other)).otherwise("export_id")
+        rows.with_columns(export_id=export).write_parquet(path)
+    assert find(written, wanted).trained_in == []
+    others = find(written, prompt_id(written, asked("zebra", 2)))
+    assert len(others.trained_in) == 1
+
+
 def test_every_exported_file_is_whole_and_of_the_other_pairs(written):
     wanted = prompt_id(written, asked("zebra", 3))
     forget(written, find(written, wanted))
@@ -138,13 +164,16 @@ def test_a_later_run_reuses_the_rest_and_does_not_bring_it_back(written, config,
 
 
 def test_a_killed_erasure_is_ended_by_the_same_command(written, monkeypatch):
+    (round_id,) = query(written, "SELECT round_id FROM rounds")["round_id"]
     wanted = prompt_id(written, asked("zebra", 3))
     for moment in ("_erase_exports", "_correct_exports", "_erase_rows", "_correct_records"):
         with monkeypatch.context() as patch:
             patch.setattr(f"lineage.erasure.{moment}", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 forget(written, find(written, wanted))
-    forget(written, find(written, wanted))
+    found = find(written, wanted)
+    assert (found.runs, found.trained_in) == (["run-a"], [round_id])
+    assert forget(written, found).trained_in == [round_id]
     assert files_that_hold(written, ZEBRA_3) == set()
     assert rebuild(written, verify_hashes=True).problems == ()
     for path, sha256 in query(written, "SELECT path, sha256 FROM exports").iter_rows():
@@ -166,6 +195,14 @@ def test_what_is_unfinished_is_deleted_and_a_stage_under_way_refuses(written):
     assert not list((written.store / "pairs" / "stage_key=killed").iterdir())
 
 
+def test_a_run_that_has_the_prompt_and_goes_on_refuses(written):
+    found = find(written, prompt_id(written, asked("zebra", 3)))
+    with at_work(written, found.runs[0]), pytest.raises(WorkspaceError, match="under way with the"):
+        forget(written, found)
+    assert not erasure_path(written, found.ids.prompt).exists()
+    assert find(written, found.ids.prompt).rows == found.rows
+
+
 @pytest.mark.parametrize("asked_for", ["prompt_unknown", "", "%", "../x"])
 def test_an_unknown_prompt_is_refused(written, asked_for):
     with pytest.raises(UnknownIdError, match="no prompt"):
@@ -179,10 +216,12 @@ def test_erased_prompts_are_passed_over(written):
 
 def test_the_command_says_where_it_is_and_which_source_still_has_it(written):
     wanted = prompt_id(written, asked("zebra", 3))
+    (written.checkpoints / "run-0123" / "checkpoint-2").mkdir(parents=True)
     command = ["lineage", "forget", "--prompt", wanted, "--dry-run", "--json", "-w", written.root]
     result = CliRunner().invoke(cli, list(map(str, command)))
     said = json.loads(result.stdout)
     assert (said["runs"], said["sources"], said["dry_run"]) == (["run-a"], ["mine"], True)
+    assert said["checkpoints"] == ["checkpoints/run-0123"]
     tables = [path.split("/")[1] for path in said["files"]]
     assert Counter(tables)["candidates"] == 1
     assert {"prompts", "judgments", "scores", "pairs", "decisions", "export_rows"} <= set(tables)

@@ -17,6 +17,7 @@ from tests.lineage.small_workspace import (
     RUN_B,
     frame,
     write_run_a,
+    write_small_workspace,
     write_stage,
     write_stages_of_run,
 )
@@ -238,6 +239,23 @@ def test_pair_quality_has_a_row_per_run_and_pair(published):
         (b, "pair_22", "add", "train", 0.25, 0, True, [], ["export_b"], ["round_r1"]),
         (b, "pair_33", "add", "heldout", 0.5, -6, True, [], [], []),
     ]
+
+
+def test_a_file_that_two_rounds_trained_on_is_named_once(tmp_path):
+    workspace = Workspace(tmp_path)
+    write_small_workspace(workspace)
+    again = frame(
+        "rounds", ("round_r0", 2, "export_b", "w0", "w0", "policy", "w2", "models/w2", 2, 4, True)
+    )
+    write_stage(workspace, "gate", "k11", {"rounds": again}, run=RUN_B)
+    publish(workspace)
+    expected = [(["export_b"], ["round_r0", "round_r1"])]
+    of_pair = "WHERE pair_id = 'pair_11' AND len(trained_in) > 0"
+    for view in ("pair_quality", "exported_pairs"):
+        found = rows(workspace, f"SELECT exported_to, trained_in FROM {view} {of_pair}")
+        assert found == expected, view
+    untrained = rows(workspace, "SELECT trained_in FROM exported_pairs WHERE stage_key = 'k5'")
+    assert untrained == [([],)]
 
 
 def test_source_yield_counts_by_stratum_and_split(published):

@@ -303,6 +303,7 @@ def test_the_story_of_a_round_and_of_its_models(published):
     ]
     assert "came from outside" in printed(before)
     assert "metric loss, step 2, value 0.5" in printed(made)
+    assert "success difference 0.25, low 0.125, high 0.375" in printed(made)
 
 
 def test_the_keys_that_scripts_rely_on(published):

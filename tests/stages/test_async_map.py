@@ -18,7 +18,11 @@ async def nothing():
     yield
 
 
-def mapped(work, items, workers=4, around=nothing, before_each=lambda: None):
+async def at_once():
+    pass
+
+
+def mapped(work, items, workers=4, around=nothing, before_each=at_once):
     return async_map(work, items, workers, around, before_each)
 
 
@@ -109,7 +113,7 @@ def test_an_error_before_an_item_leaves_that_item_alone():
         started.append(item)
         return item
 
-    def before_each():
+    async def before_each():
         if len(started) == 5:
             raise PermissionError("enough")
 
@@ -117,6 +121,25 @@ def test_an_error_before_an_item_leaves_that_item_alone():
     with pytest.raises(PermissionError, match="enough"):
         results.extend(mapped(work, range(50), workers=1, before_each=before_each))
     assert started == [0, 1, 2, 3, 4]
+
+
+def test_what_waits_for_its_turn_does_not_begin_after_an_error():
+    started = []
+
+    async def work(item):
+        started.append(item)
+        if item == 0:
+            await asyncio.sleep(0.05)
+            raise PermissionError("enough")
+        return item
+
+    async def before_each():
+        if started:
+            await asyncio.sleep(0.1)
+
+    with pytest.raises(PermissionError, match="enough"):
+        list(mapped(work, range(50), workers=4, before_each=before_each))
+    assert started == [0]
 
 
 def test_an_error_around_the_work_is_raised():

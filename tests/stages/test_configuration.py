@@ -115,6 +115,14 @@ def generators(*items):
             "scoring.scorers: at least one is needed (found [])",
         ),
         ({"export": {"formats": []}}, "export.formats: at least one is needed (found [])"),
+        (
+            {"pairing": {"scorer": "nobody"}},
+            "`pairing.scorer` 'nobody' is none of `scoring.scorers`; known: rules",
+        ),
+        (
+            {"generation": {"generators": [{"engine": "openai", "model": "a"}] * 2}},
+            "generation: two generators have the same name: a, a",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_path(values, problem):

@@ -9,10 +9,11 @@ from collections import Counter
 import aiohttp
 import pytest
 
+from stages.budget import BLIND_REQUESTS, Budget, Prices, Usage
 from stages.configuration import Config
 from stages.endpoint_answers import refusal
 from stages.endpoint_settings import EndpointConfig
-from stages.endpoints import Budget, EndpointPool, Prices, Reply, RequestFailedError, Usage
+from stages.endpoints import EndpointPool, Reply, RequestFailedError
 from stages.errors import (
     BudgetError,
     ConfigError,
@@ -271,8 +272,47 @@ def test_what_is_in_flight_when_the_budget_ends_is_yielded():
 
         replies, error = until_error(pool.map(work, range(1000)))
     assert isinstance(error, BudgetError)
-    assert len(replies) == stub.served
-    assert 10 <= len(replies) <= 10 + 8
+    assert len(replies) == stub.served == 10
+
+
+def counted_in(stub, budget, item_requests=1, items=200, **settings):
+    """Ask until the budget stops it; return how many requests were answered."""
+    prices = Prices(completion_per_million_tokens=1_000_000)  # 3 a request
+    pool = pool_of(stub, budget=budget, prices=prices, **{"maximum_in_flight": 64, **settings})
+
+    async def work(item):
+        for _ in range(item_requests):
+            await pool.post("/chat/completions", body(item))
+
+    with pool:
+        _, error = until_error(pool.map(work, range(items)))
+    assert isinstance(error, BudgetError)
+    return stub.served
+
+
+@pytest.mark.parametrize("limit", [{"maximum_tokens": 500}, {"maximum_cost": 300.0}])
+def test_many_in_flight_pass_no_limit(limit):
+    with Stub(latency_seconds=0.01) as stub:
+        assert counted_in(stub, Budget(**limit)) == 100
+        assert stub.peak > 16
+
+
+def test_a_budget_smaller_than_a_request_lets_few_be_asked():
+    with Stub(latency_seconds=0.01) as stub:
+        assert counted_in(stub, Budget(maximum_tokens=1)) == BLIND_REQUESTS
+
+
+def test_items_of_several_requests_are_counted_whole():
+    with Stub(latency_seconds=0.01) as stub:
+        served = counted_in(stub, Budget(maximum_cost=300.0), item_requests=5)
+    assert 100 <= served < 100 + 5 * BLIND_REQUESTS
+
+
+def test_an_answer_that_tells_no_usage_holds_nothing_back():
+    with Stub(latency_seconds=0.01) as stub:
+        pool = pool_of(stub, budget=Budget(maximum_cost=1.0), maximum_in_flight=64)
+        asked(pool, range(300))  # without prices nothing costs anything
+        assert stub.peak > 16
 
 
 def test_prices_are_charged():

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.aggregation import aggregate
+from stages.budget import Budget, Prices
 from stages.endpoint_settings import EndpointConfig
-from stages.endpoints import Budget, EndpointPool, Prices, Reply, RequestFailedError
-from stages.errors import BudgetError, ConfigError
+from stages.endpoints import EndpointPool, Reply, RequestFailedError
+from stages.errors import BudgetError, ConfigError, ModelError
 from stages.injections import INJECTIONS, GoldPair, injection_flip_rate, planted
 from stages.judge_prompts import load_rubric
 from stages.judges import (
@@ -25,6 +26,7 @@ from stages.judges import (
     plan_questions,
     questions_per_prompt,
 )
+from stages.scorer_health import HealthConfig
 from stages.tables import JUDGMENTS
 from tests.stages.rows import candidates, prompts, shuffled
 from tests.stub_server import Stub
@@ -279,6 +281,49 @@ def test_an_unreadable_answer_is_asked_for_once_more_and_then_missing():
     assert not again.bodies
 
 
+MANY = candidates(
+    *(
+        {"prompt_id": "p1", "candidate_id": f"c{i:03}", "completion": f"good {i}"}
+        for i in range(500)
+    )
+)
+
+
+def test_a_judge_whose_first_answers_say_nothing_stops_the_run():
+    memory = MemoryOfTests()
+    with Stub(respond=lambda _: "Gut!\x1b[31m") as stub:
+        config = EndpointConfig(base_urls=(stub.url,), maximum_in_flight=8)
+        scorer = JudgeScorer(name="j", model=stub.model, rubric="helpfulness")
+        with EndpointPool(config) as pool, pytest.raises(ModelError) as stopped:
+            judge_candidates(MANY, PROMPTS, Judge(scorer, POINTWISE, pool), memory)
+        assert stub.served <= 2 * (20 + 8)
+    said = str(stopped.value)
+    assert said.startswith(
+        "none of the first 20 answers of 'stub-model' could be read as a verdict"
+    )
+    assert "\x1b" not in said
+    assert "`scores` of instruction_following, correctness" in said
+    assert 19 <= len(memory) <= 19 + 8, "what was paid for is kept"
+
+
+def test_a_patient_judge_goes_on():
+    judge = judge_of(lambda _: "Gut!", POINTWISE)
+    judge.patient = HealthConfig(maximum_missing_rate=1).all_may_miss
+    table = judge_candidates(MANY.head(40), PROMPTS, judge, MemoryOfTests())
+    assert table["error"].to_list() == ["unparsed"] * 40
+    assert not HealthConfig().all_may_miss
+
+
+@pytest.mark.parametrize("readable", [0, 10, 18])
+def test_one_answer_that_can_be_read_among_the_first_goes_on(readable):
+    def respond(body):
+        return fair_judge(body) if shown(body) == [f"good {readable}"] else "Gut!"
+
+    table = judged(respond, POINTWISE, answers=MANY.head(40))
+    assert table["score"].count() == 1
+    assert table["error"].drop_nulls().len() == 39
+
+
 def test_the_second_attempt_counts():
     first_seeds = set()
 
@@ -351,11 +396,13 @@ def test_finished_answers_are_not_asked_for_twice_and_progress_counts_all():
     table = judged(fair_judge, memory=memory)
     pool = FakePool(fair_judge)
     half = MemoryOfTests(list(memory.items())[:7])
-    again = judge_candidates(CANDIDATES, PROMPTS, judge_of(pool), half, steps.append)
+    again = judge_candidates(
+        CANDIDATES, PROMPTS, judge_of(pool), half, lambda *at: steps.append(at)
+    )
     assert len(pool.bodies) == 12 - 7
     assert again.equals(table)
     assert half == memory
-    assert steps == [7, 1, 1, 1, 1, 1]
+    assert steps == [(done, 12) for done in range(8, 13)]
 
 
 def test_other_settings_are_other_questions():

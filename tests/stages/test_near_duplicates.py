@@ -14,7 +14,7 @@ from stages.near_duplicates import (
     representatives,
     signatures,
 )
-from stages.word_ngrams import blocks, mixed, normalized, words_of
+from stages.word_ngrams import TextBytes, blocks, mixed, ngrams_of, normalized
 
 CONFIG = NearDuplicateConfig()
 
@@ -53,14 +53,14 @@ HOSTILE = st.text(
 def test_words_of_a_text_are_those_of_its_normalised_form(texts, marks):
     """ASCII is read byte by byte; the regular expressions that all else goes through are slow."""
     texts = pl.Series(texts, dtype=pl.String)
-    found = words_of(texts, marks=marks)
-    words = [found.text[s:e].decode() for s, e in zip(found.starts, found.ends, strict=True)]
-    of_texts = [words[f:e] for f, e in itertools.pairwise(found.first)]
+    found = ngrams_of(TextBytes.of(texts, marks=marks), 1)
+    words = [found.spelled(number) for number in range(len(found.hashes))]
+    of_texts = [words[f:e] for f, e in itertools.pairwise(found.offsets)]
     assert of_texts == [line.split(" ") for line in normalized(texts, marks=marks)]
 
 
 def test_ngrams_of_each_text_are_its_own_and_a_short_text_is_one():
-    ngrams = words_of(pl.Series(["a b c d", "", "c d", "b c d é"]), marks=True).ngrams(3)
+    ngrams = ngrams_of(TextBytes.of(pl.Series(["a b c d", "", "c d", "b c d é"]), marks=True), 3)
     spelled = [ngrams.spelled(i) for i in range(len(ngrams.hashes))]
     assert spelled == ["a b c", "b c d", "", "c d", "b c d", "c d é"]
     assert ngrams.offsets.tolist() == [0, 2, 3, 4, 6]
@@ -71,7 +71,7 @@ def test_ngrams_of_each_text_are_its_own_and_a_short_text_is_one():
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_the_hash_is_the_polynomial_of_the_words_a_space_apart(size):
     """Written out: what Horner's rule over whole words must come to."""
-    ngrams = words_of(pl.Series(["To  be,\nor not", "é", ""]), marks=True).ngrams(size)
+    ngrams = ngrams_of(TextBytes.of(pl.Series(["To  be,\nor not", "é", ""]), marks=True), size)
     base, modulus = 0x9E3779B97F4A7C15, 2**64
     for place, found in enumerate(ngrams.hashes.tolist()):
         letters = ngrams.spelled(place).encode()

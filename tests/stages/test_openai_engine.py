@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from stages.budget import Budget, Prices
 from stages.endpoint_settings import EndpointConfig
-from stages.endpoints import Budget, EndpointPool, Prices
+from stages.endpoints import EndpointPool
 from stages.errors import EndpointError
 from stages.generation import Request, SampledCompletion
 from stages.generation_settings import Sampling

@@ -411,6 +411,19 @@ def test_an_unknown_scorer_names_those_known():
     assert "judge, rules" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "config", [PairingConfig(scorer="judge"), PairingConfig(agreeing_scorers=("judge",))]
+)
+def test_a_scorer_whose_scores_are_all_missing_is_named(config):
+    known = {"p1": {"a": 1.0, "b": 0.0}, "p2": {"c": 1.0, "d": 0.0}}
+    missing = {"p1": {"a": None, "b": math.nan}, "p2": {"c": None, "d": None}}
+    both = pl.concat([scores(known), scores(missing, scorer="judge")])
+    asked = candidates_of(known), both, config
+    assert pair(*asked).is_empty()
+    with pytest.raises(DataError, match="'judge' gave none of 4 candidates a score"):
+        explain_no_pairs(*asked)
+
+
 # --- agreement
 
 

@@ -18,6 +18,7 @@ from stages.prompt_sources import (
     ListSource,
     QuerySource,
     fingerprint,
+    read_source,
 )
 from stages.tables import PROMPTS
 from tests.stages.prompt_files import file_source, jsonl, sampled
@@ -142,6 +143,33 @@ def test_the_fast_json_of_a_conversation_is_the_canonical_one(turns):
     """Else every prompt would get another id."""
     messages = [{"role": role, "content": content} for role, content in turns]
     assert conversation_json(messages) == canonical_json(messages)
+
+
+@pytest.mark.parametrize("frame", [{"prompt": [1]}, {"prompt": ["a", None, "b"]}])
+def test_a_query_is_closed_when_what_it_finds_cannot_be_used(monkeypatch, frame):
+    """Although the error, while somebody holds it, keeps what was read from."""
+    closed = []
+
+    def result_frames(*_):
+        try:
+            yield pl.DataFrame(frame)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr("stages.duckdb_rows.result_frames", result_frames)
+    with pytest.raises(DataError) as held:
+        read_source(QuerySource(name="q", sql="SELECT 1"), seed=0)
+    assert held.value.where.startswith("query of prompt source 'q'")
+    assert closed == [True]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_ground_truth_that_is_no_finite_number_is_refused(tmp_path, value):
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"prompt": ["a", "b"], "truth": [1.5, value]}).write_parquet(path)
+    with pytest.raises(DataError, match="no JSON") as raised:
+        sampled(file_source(path, ground_truth_column="truth"))
+    assert "row 2" in raised.value.where
 
 
 def test_integers_beyond_64_bits_stay_exact(tmp_path):

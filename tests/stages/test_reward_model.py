@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.content_ids import weights_hash
 from stages.errors import ConfigError, ModelError
-from stages.reward_model import BATCH_TOLERANCE, RewardModel, RewardOutcome
+from stages.reward_model import BATCH_TOLERANCE, RewardModel, RewardOutcome, score_in_batches
 from stages.text_batches import length_sorted_batches
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -352,3 +352,13 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, batch_tokens):
 
 def test_batches_are_as_full_as_the_budget_allows():
     assert list(length_sorted_batches([2, 5, 2, 3, 1], 10)) == [[1, 3], [0, 2, 4]]
+
+
+def test_batches_tell_how_far_they_have_got():
+    told = []
+    sequences = [[1, 2], [1], "template_refuses: no", [1, 2, 3], [1] * 99]
+    outcomes = score_in_batches(
+        sequences, 50, 3, lambda _, rows: [0.5] * len(rows), lambda *at: told.append(at)
+    )
+    assert [outcome.error is None for outcome in outcomes] == [True, True, False, True, False]
+    assert told == [(3, 5), (4, 5), (5, 5)]

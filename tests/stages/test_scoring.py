@@ -21,6 +21,7 @@ from stages.scoring import (
     require_same_prompt,
     scores,
     unknown_votes,
+    unread_votes,
     votes_fingerprint,
 )
 from stages.tables import JUDGMENTS, SCORES
@@ -217,7 +218,7 @@ class Lengths:
     def __init__(self):
         self.asked = []
 
-    def score(self, conversations):
+    def score(self, conversations, _tell=None):
         self.asked += conversations
         lengths = [len(turns[-1]["content"]) for turns in conversations]
         return [
@@ -342,6 +343,7 @@ def test_every_vote_is_a_judgment_and_no_number_is_missing(tmp_path):
         ("close", 2.5, '{"score":"2.5"}'),
     ]
     assert judgments["error"].to_list() == [None] * 3 + ["not_a_score"] * 2 + [None]
+    assert "2 of 6 votes count as missing" in unread_votes(read_votes(scorer), scorer)
     # (5 + 4 + 4) / 3; 2.5 of one, two missing
     scored = aggregate(judgments, CANDIDATES).select("candidate_id", "score", "missing_share")
     assert scored.rows() == [("close", 2.5, 2 / 3), ("right", pytest.approx(13 / 3), 0.0)]
@@ -414,6 +416,7 @@ def test_votes_on_two_candidates_count_for_both(tmp_path):
         ("close", "wrong", None, "not_a_score"),
         ("wrong", "right", 0.0, None),
     ]
+    assert unread_votes(read_votes(scorer), scorer).startswith("1 of 4 votes count as missing")
     # right won 1, tied one and won 1: 2.5 of 3; close lost and tied: 0.5 of 2
     scored = aggregate(judgments, CANDIDATES).select("candidate_id", "score")
     assert dict(scored.iter_rows()) == {"right": 2.5 / 3, "close": 0.25, "wrong": 0.0}

@@ -102,6 +102,12 @@ def test_prompt_whose_last_turn_is_not_the_users(tokenizer, prompt):
     assert found == {"prompt_not_ending_with_user": ("must", 1, ["p0"])}
 
 
+def test_message_without_a_text(tokenizer):
+    prompt = [{"role": "system", "content": None}, {"role": "user", "content": "1+1?"}]
+    found = problems(rows(GOOD, (prompt, "x", "y")), tokenizer)
+    assert found == {"missing_content": ("must", 1, ["p1"])}
+
+
 def test_duplicate_pair_ids(tokenizer):
     frame = rows(GOOD, ("3+3?", "6", "7")).with_columns(pair_id=pl.lit("same"))
     assert problems(frame, tokenizer) == {"duplicate_pair_id": ("must", 2, ["same"])}

@@ -219,3 +219,39 @@ def test_a_prompt_scored_on_one_side_only_has_no_score_and_is_no_error():
     assert counts["score"] == counts["win_rate"] == 1
     assert counts["completion_tokens"] == 2
     assert "kl_nats" not in counts
+
+
+def test_a_judge_of_both_answers_gives_win_rates_and_its_doubts_and_no_scores():
+    asked = prompts(a="sum", b="sum", c="sum")
+    before, after = (
+        scored_samples(
+            candidates(*[(prompt, 1, text) for prompt in "abc"], name=name).with_columns(
+                sample_index=pl.lit(0, pl.Int64)
+            ),
+            None,
+            asked,
+        )
+        for name, text in (("c", "x"), ("d", "y"))
+    )
+    # a is won, the orders disagree about b, and about c nothing could be read.
+    verdicts = pl.DataFrame(
+        [
+            (f"d{number}", f"c{number}", order, score, flag)
+            for number, score, flag in (
+                (0, 1.0, None),
+                (1, 0.5, "order_disagreement"),
+                (2, None, None),
+            )
+            for order in ("first", "second")
+        ],
+        ["candidate_id", "other_candidate_id", "order", "score", "flag"],
+        orient="row",
+    )
+    none = pl.DataFrame(schema={"candidate_id": pl.String, "score": pl.Float64})
+    found = evaluations(before, after, none, 0, 100, verdicts).filter(stratum="all")
+    EVALUATIONS.to_arrow(found.with_columns(round_id=pl.lit("r")))
+    rows = {r["metric"]: (r["prompts"], r["before"], r["after"]) for r in found.to_dicts()}
+    assert rows["win_rate"] == (2, 0.5, 0.75)
+    assert rows["judge_flip_rate"] == (2, 0.0, 0.5)
+    assert rows["judge_missing_rate"] == (3, 0.0, pytest.approx(1 / 3))
+    assert not {"success", "score"} & set(rows)

@@ -93,6 +93,22 @@ def test_drop_in_each_stratum_of_the_metric_else_of_the_win_rate():
     assert gates.rows() == [("length_controlled_win_rate/sampled drop in sum", 0.25, 0.1, False)]
 
 
+def test_a_judge_that_goes_by_the_place_holds_the_policy():
+    def flips(*rows):
+        measured = evaluations(WIN, *[(name, "all", 0.0, value, value) for name, value in rows])
+        gates, promoted = judge_gate(measured, GateConfig(**OFF, maximum_judge_flip_rate=0.25))
+        assert gates["criterion"].to_list() == ["judge_flip_rate/sampled"]
+        return gates["value"].item(), promoted
+
+    assert flips(("judge_flip_rate", 0.25), ("judge_missing_rate", 0.5)) == (0.25, True)
+    assert flips(("judge_flip_rate", 0.375), ("judge_missing_rate", 0.0)) == (0.375, False)
+    # Both policies answered all prompts the same.
+    assert flips(("judge_missing_rate", 0.0)) == (0.0, True)
+    for nothing_measured in ([("judge_missing_rate", 1.0)], []):
+        with pytest.raises(DataError, match="found 0 evaluations of judge_"):
+            flips(*nothing_measured)
+
+
 def test_force_promotes_and_records_what_it_overruled():
     held = evaluations((*WIN[:4], -0.25), LENGTH, (*KL[:3], 30.0, 20.0))
     gates, promoted = judge_gate(held, GateConfig(force=True))

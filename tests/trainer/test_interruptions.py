@@ -6,8 +6,15 @@ import json
 import pytest
 from safetensors import SafetensorError
 
+from flows.erased_prompts import cut_short
 from stages.errors import WorkspaceError
-from trainer.checkpoints import corruption_of, folder_of, last_complete, mark_complete, run_folder
+from trainer.checkpoints import (
+    corruption_of,
+    folder_of,
+    last_complete,
+    mark_complete,
+    run_folder,
+)
 from trainer.disk_space import disk_space_explained
 from trainer.dpo import train_dpo
 from trainer.dpo_settings import DPOTrainingConfig
@@ -84,6 +91,16 @@ def test_without_a_sound_checkpoint_training_begins_anew(tmp_path):
         "checkpoint-3 was corrupt (model.safetensors), checkpoint-6 was corrupt (complete.json): "
         "training began anew"
     )
+
+
+def test_what_is_under_way_was_not_cut_short(tmp_path):
+    left = folder_of(tmp_path, "left")
+    left.mkdir()
+    with run_folder(tmp_path, "x", {}):
+        assert cut_short(tmp_path) == [left]
+    assert cut_short(tmp_path) == [left]
+    assert cut_short(tmp_path / "nowhere") == []
+    assert not list(left.iterdir()), "looking writes nothing"
 
 
 FULL = {

@@ -214,6 +214,16 @@ def labelled(*rows):
     )
 
 
+def test_a_message_without_a_text_is_found(tokenizer):
+    rows = labelled(("1+1?", "2", True), ("1+2?", None, False)).with_columns(
+        prompt=pl.Series(
+            [[{"role": "user", "content": "1+1?"}], [{"role": "user", "content": None}]]
+        ),
+        completion=pl.lit("2"),
+    )
+    assert problems(rows, tokenizer) == {"missing_content": ("must", ["a1"])}
+
+
 def test_what_is_wrong_with_answers_is_found(tokenizer, tokenizer_with):
     assert problems(labelled(("1+1?", "2", True), ("1+1?", "3", False)), tokenizer) == {}
     rows = labelled(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.bootstrap import paired_interval
-from trainer.win_rate import duels, length_controlled
+from trainer.win_rate import duels, judged_duels, length_controlled
 
 
 def samples(*entries, stratum="sum", decoding="sampled"):
@@ -43,6 +43,49 @@ def test_every_new_answer_meets_every_former_one_of_its_prompt_that_has_a_score(
 def test_answers_meet_within_one_decoding():
     sampled, greedy = samples(("a", 0.0, 1)), samples(("a", 1.0, 1), decoding="greedy")
     assert duels(sampled, greedy).is_empty()
+
+
+def answers(side, *tokens):
+    """Answers a0-SIDE, a1-SIDE ... to prompt a, of so many tokens each."""
+    frame = samples(*[("a", None, length) for length in tokens])
+    index = pl.Series("sample_index", range(len(tokens)), pl.Int64)
+    name = pl.format("a{}-{}", index, pl.lit(side))
+    return frame.with_columns(index, candidate_id=name, completion=name)
+
+
+def test_answers_of_one_index_meet_by_the_verdicts_on_both():
+    # 0: the new answer wins in both orders; 1: the former one, which leads, wins half of its
+    # samples: 0.75 of 1 for it; 2: the orders disagree; 3: one order is missing; 4: nobody asked.
+    rows = [
+        ("a0-new", "a0-old", "first", 1.0, None),
+        ("a0-new", "a0-old", "second", 1.0, None),
+        ("a1-old", "a1-new", "first", 1.0, None),
+        ("a1-old", "a1-new", "second", 1.0, None),
+        ("a1-old", "a1-new", "first", 0.5, "order_disagreement"),
+        ("a1-old", "a1-new", "second", 0.5, "order_disagreement"),
+        ("a2-old", "a2-new", "first", 0.5, "order_disagreement"),
+        ("a2-old", "a2-new", "second", 0.5, "order_disagreement"),
+        ("a3-new", "a3-old", "first", None, None),
+        ("a3-new", "a3-old", "second", None, None),
+        ("a4-new", None, None, None, None),
+    ]
+    columns = ["candidate_id", "other_candidate_id", "order", "score", "flag"]
+    judgments = pl.DataFrame(rows, columns, orient="row")
+    before, after = answers("old", 5, 5, 5, 5, 5), answers("new", 7, 5, 4, 5, 5)
+    found = judged_duels(before, after, judgments)
+    assert found.select("win", "length_gap", "flipped").rows() == [
+        (1.0, 2.0, 0.0),
+        (0.25, 0.0, 0.5),
+        (0.5, -1.0, 1.0),
+        (None, 0.0, None),
+        (None, 0.0, None),
+    ]
+    swapped = judged_duels(after, before, judgments)
+    assert swapped["win"].to_list() == [0.0, 0.75, 0.5, None, None]
+    one_order = judged_duels(before, after, judgments.filter(order="first"))
+    assert one_order["flipped"].null_count() == 5
+    unasked = judged_duels(before, after.with_columns(before["completion"]), judgments.clear())
+    assert unasked["win"].to_list() == [0.5] * 5, "the same word for word"
 
 
 def test_a_win_by_length_alone_is_no_win():

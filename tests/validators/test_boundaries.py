@@ -232,6 +232,16 @@ def test_shares_warn_above_their_limit_only(missing, expected):
     require_valid([result], where="a test")
 
 
+def test_the_same_counts_may_be_tolerated_by_one_expectation_and_not_by_another():
+    result = validate_part(
+        JUDGMENTS, break_row(good_rows(JUDGMENTS, 20), {"score": None, "error": None}, 3)
+    )
+    place = "expect_column_values_to_be_in_set", "error where no score"
+    assert broken(result) == {place: ("must", 1, ["judgment_id-3"])}
+    share = result.filter(pl.col("expectation").str.contains("share_of_missing")).row(0, named=True)
+    assert (share["rows"], share["unexpected"], share["passed"]) == (20, 1, True)
+
+
 def test_completions_cut_at_the_limit_warn_above_a_fifth():
     rows = good_rows(CANDIDATES, 10)
     for cut, expected in ((2, set()), (3, {"expect_share_of_cut_at_the_limit_to_be_at_most_0.2"})):

