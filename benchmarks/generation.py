@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def sampling_of(samples: int = SAMPLES) -> Any:
 def ours(url: str, asked: list[Any]) -> None:
     """Answer the requests by our engine."""
     with engine_on(url, "stub-model", IN_FLIGHT, token_ids=False) as engine:
-        answers = list(engine.answers([asked], sampling_of()))
+        answers = list(chain.from_iterable(engine.answers([asked], sampling_of())))
     assert len(answers) == len(asked)
     assert not any(answer.missing for answer in answers)
 

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def sampled(
     batches = [
         requests[at : at + PROMPTS_AT_ONCE] for at in range(0, len(requests), PROMPTS_AT_ONCE)
     ]
-    for answer in engine.answers(batches, sampling):
+    for answer in chain.from_iterable(engine.answers(batches, sampling)):
         row = rows[answer.prompt_id]
         truth = json.loads(row["ground_truth"])
         yield (

@@ -133,8 +133,9 @@ def answer_prompts(
 ) -> None:
     """Write the `candidates` of one generator, from part ``first_part`` on.
 
-    An answer goes into a journal at once, and into its part-file when the part is whole: a killed
-    run asks for nothing twice, and of a prompt with some of its completions for the others.
+    An answer goes into a journal at once, with those that were computed together with it, and into
+    its part-file when the part is whole: a killed run asks for nothing twice, and of a prompt with
+    some of its completions for the others.
     Completions that are missing after all attempts are recorded as such at the end, when they are
     few; else the stage stops, and asks for them anew when it is started again. An engine is
     started only when a part isn't there.
@@ -190,13 +191,14 @@ class _Answering:
             waiting = sum(map(len, batches))
             self.writer.advance(asked - waiting, asked)
             part_of = {r.prompt_id: part for part in left.values() for r in part.requests}
-            for answer in self.engine.answers(batches, self.sampling):
-                part = part_of[answer.prompt_id]
-                self._keep(part, answer)
-                self._require_words(answer)
-                if part.is_whole:
-                    commits.add(left.pop(part.index))
-                waiting -= 1
+            for together in self.engine.answers(batches, self.sampling):
+                self._keep(together, part_of)
+                for answer in together:
+                    self._require_words(answer)
+                for index in sorted({part_of[answer.prompt_id].index for answer in together}):
+                    if left[index].is_whole:
+                        commits.add(left.pop(index))
+                waiting -= len(together)
                 self.writer.advance(asked - waiting, asked)
             share = config.maximum_missing_share
             missing = Counter(reason for part in left.values() for reason in part.missing())
@@ -210,15 +212,16 @@ class _Answering:
             for part in left.values():
                 commits.add(part)
 
-    def _keep(self, part: _Part, answer: Answer) -> None:
-        """Put an answer into its part and the journal, after those of its samples that are there.
+    def _keep(self, together: list[Answer], part_of: dict[str, _Part]) -> None:
+        """Put answers into their parts and, all or none, into the journal.
+
+        Each stands after those of its samples that are there.
 
         Raises:
-            DataError: it holds another number of samples than asked.
+            DataError: one holds another number of samples than asked.
         """
-        answer = part.take(answer)
-        if answer.missing < len(answer.samples):
-            self.journal.put(answer.prompt_id, answer)
+        taken = [part_of[answer.prompt_id].take(answer) for answer in together]
+        self.journal.put({a.prompt_id: a for a in taken if a.missing < len(a.samples)})
 
     def _require_words(self, answer: Answer) -> None:
         """Return unless none of the first answers has a word: a model that only thinks, say.

@@ -249,12 +249,10 @@ class _ModelEdits:
             refused = self._refused(unasked)
             answers |= refused
             open_requests = [each for each in unasked if each.prompt_id not in refused]
-            for answer in self.engine().answers([open_requests], sampling):
-                answers[answer.prompt_id] = answer
-                if answer.missing:
-                    self.failed[answer.samples[0].error or "unknown"] += 1
-                else:
-                    self.journal.put(answer.prompt_id, answer)
+            for together in self.engine().answers([open_requests], sampling):
+                answers |= {answer.prompt_id: answer for answer in together}
+                self.failed.update(a.samples[0].error or "unknown" for a in together if a.missing)
+                self.journal.put({a.prompt_id: a for a in together if not a.missing})
             require_few_missing(
                 self.failed,
                 self.most_missing,
@@ -263,9 +261,7 @@ class _ModelEdits:
                 f"edits.generator {self.ready.name!r}",
             )
             # They are committed so, in two tables: after a kill between them they are no others.
-            for key, answer in answers.items():
-                if answer.missing:
-                    self.journal.put(key, answer)
+            self.journal.put({key: answer for key, answer in answers.items() if answer.missing})
         self.journal.forget([request.prompt_id for request in requests])
         return self._editor(), answers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.editing import ready_editor
@@ -215,7 +216,7 @@ def _sampled(
         parts = generation.plan_parts(few, engine, generator.sampling, config.generation)
         batches = [generation.requests_of(part, generator.sampling) for part in parts]
         started = time.monotonic()
-        answers = list(engine.answers(batches, generator.sampling))
+        answers = list(chain.from_iterable(engine.answers(batches, generator.sampling)))
         seconds = time.monotonic() - started
     completions = [sample for answer in answers for sample in answer.samples]
     texts = sorted((sample.text or "" for sample in completions), key=len)

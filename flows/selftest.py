@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
@@ -76,14 +77,14 @@ class _Planted:
 
     def answers(
         self, batches: Iterable[Sequence[Request]], _sampling: Sampling
-    ) -> Iterator[Answer]:
+    ) -> Iterator[list[Answer]]:
         """Yield each prompt's answers."""
         for request in (request for batch in batches for request in batch):
             samples = [
                 generation.SampledCompletion(text, "stop", len(text.split()))
                 for text in self._texts[request.prompt_id]
             ]
-            yield Answer(request.prompt_id, samples)
+            yield [Answer(request.prompt_id, samples)]
 
 
 class _Judged(NamedTuple):
@@ -212,7 +213,7 @@ def _answered(
     asked = prompts.with_columns(split=pl.lit("train"))
     (part,) = generation.plan_parts(asked, engine, sampling, settings)
     given = engine.answers([generation.requests_of(part, sampling)], sampling)
-    answers = {answer.prompt_id: change(answer) for answer in given}
+    answers = {a.prompt_id: change(a) for a in chain.from_iterable(given)}
     return generation.candidates_of(part, answers, engine, sampling, "selftest")
 
 

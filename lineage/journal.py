@@ -1,4 +1,4 @@
-"""Finished requests of an unfinished stage: one line each, appended the moment it is there."""
+"""Finished requests of an unfinished stage: a line appended the moment they are there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             try:
-                key, value = json.loads(line)
-                self._held[key] = value
+                self._held |= _entries(json.loads(line))
             except (ValueError, TypeError):
                 break
             end += len(line)
@@ -52,10 +52,16 @@ class Journal:
         """Return the value stored under ``key``, or None."""
         return self._held.get(key)
 
-    def put(self, key: str, value: Any) -> None:
-        """Append ``value``, which must be JSON, under ``key``; a later one replaces it."""
-        self._held[key] = value
-        line = json.dumps([key, value], separators=(",", ":"), ensure_ascii=False)
+    def put(self, entries: dict[str, Any]) -> None:
+        """Append values, which must be JSON, by key: all of them or none; later ones replace them.
+
+        A line holds a key and its value in turn.
+        """
+        if not entries:
+            return
+        self._held |= entries
+        flat = list(chain.from_iterable(entries.items()))
+        line = json.dumps(flat, separators=(",", ":"), ensure_ascii=False)
         # A lone surrogate, which a tokenizer's half character can leave, has no UTF-8.
         self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
         self._file.flush()
@@ -86,3 +92,10 @@ class Journal:
     ) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _entries(flat: Any) -> dict[str, Any]:
+    """Return what a line holds; raises ValueError or TypeError if it is not one of a journal."""
+    if not isinstance(flat, list) or not flat:
+        raise TypeError
+    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -116,8 +116,14 @@ class Engine(Protocol):
     ) -> list[int] | None:
         """Return each conversation's length in tokens, rendered for generation, where known."""
 
-    def answers(self, batches: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[Answer]:
-        """Yield one answer per request, in any order, each as soon as it is there."""
+    def answers(
+        self, batches: Iterable[Sequence[Request]], sampling: Sampling
+    ) -> Iterator[list[Answer]]:
+        """Yield one answer per request, in any order, as soon as they are there.
+
+        Those of one list were computed together: one of them asked for again without the others
+        could come out otherwise, in its log-probability's last digits at least.
+        """
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:

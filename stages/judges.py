@@ -102,8 +102,8 @@ class Memory(Protocol):
     def get(self, key: str, /) -> Any:
         """Return the value stored under ``key``, or None."""
 
-    def put(self, key: str, value: Any, /) -> None:
-        """Store ``value``, which is JSON, at once."""
+    def put(self, entries: dict[str, Any], /) -> None:
+        """Store values, which are JSON, by key at once."""
 
 
 class Question(NamedTuple):
@@ -293,7 +293,7 @@ def judge_candidates(
         answers[key] = answer
         # A request that failed has no answer to keep: started again, the run asks anew.
         if answer["error"] in {None, "unparsed"}:
-            memory.put(key, answer)
+            memory.put({key: answer})
         tell(len(answers), len(questions))
     rows = [_row(question, answers[question.key], judge) for question in questions]
     return _as_table([*rows, *_unasked(candidates, questions)], judge)

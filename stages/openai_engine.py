@@ -75,7 +75,9 @@ class OpenAIEngine:
             return None
         return [len(ids) for ids in chat_template.render(self.tokenizer, conversations)]
 
-    def answers(self, batches: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[Answer]:
+    def answers(
+        self, batches: Iterable[Sequence[Request]], sampling: Sampling
+    ) -> Iterator[list[Answer]]:
         """Yield one answer per request, in any order, each as soon as it is there.
 
         Raises:
@@ -83,8 +85,8 @@ class OpenAIEngine:
             BudgetError: the budget is spent.
         """
 
-        async def answer(request: Request) -> Answer:
-            return await self._answer(request, sampling)
+        async def answer(request: Request) -> list[Answer]:
+            return [await self._answer(request, sampling)]
 
         return self.pool.map(answer, (request for batch in batches for request in batch))
 

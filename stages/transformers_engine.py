@@ -57,13 +57,15 @@ class TransformersEngine:
         """Return each conversation's length in tokens, rendered for generation."""
         return [len(ids) for ids in render(self.tokenizer, conversations)]
 
-    def answers(self, batches: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[Answer]:
+    def answers(
+        self, batches: Iterable[Sequence[Request]], sampling: Sampling
+    ) -> Iterator[list[Answer]]:
         """Yield the answers; ``prompts_per_batch`` at a time are one padded batch."""
         for batch in batches:
             for first in range(0, len(batch), self.prompts_per_batch):
-                yield from self._answer(batch[first : first + self.prompts_per_batch], sampling)
+                yield self._answer(batch[first : first + self.prompts_per_batch], sampling)
 
-    def _answer(self, batch: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
+    def _answer(self, batch: Sequence[Request], sampling: Sampling) -> list[Answer]:
         import torch
 
         prompts = render(self.tokenizer, [request.messages for request in batch])
@@ -91,8 +93,10 @@ class TransformersEngine:
                 logits_processor=[sampler],
             )
         completions = self._completions(sequences[:, width:].tolist(), sampler, samples)
-        for request, ids, of_prompt in zip(batch, prompts, completions, strict=True):
-            yield Answer(request.prompt_id, of_prompt, prompt_tokens=len(ids))
+        return [
+            Answer(request.prompt_id, of_prompt, prompt_tokens=len(ids))
+            for request, ids, of_prompt in zip(batch, prompts, completions, strict=True)
+        ]
 
     def _completions(
         self, sequences: list[list[int]], sampler: SeededSampling, samples: int

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import time
+import zlib
 
 import polars as pl
 import pytest
@@ -14,6 +16,7 @@ from flows.answering import answer_prompts
 from flows.configuration import resolve
 from flows.curation import generate_candidates, sample_prompts
 from flows.stage_runner import RunContext, StageSpec, StageWriter
+from lineage.journal import Journal
 from lineage.workspace import Workspace
 from stages.endpoint_settings import EndpointConfig
 from stages.endpoints import EndpointPool
@@ -66,7 +69,7 @@ class Scripted:
             if len(self.answered) == self.dies_after:
                 raise self.error("gone")
             self.answered.append(request.prompt_id)
-            yield Answer(request.prompt_id, list(self.samples(request)), 3, 0.5, 0.25)
+            yield [Answer(request.prompt_id, list(self.samples(request)), 3, 0.5, 0.25)]
 
     def samples(self, request):
         """Yield the samples, the last so many of them missing."""
@@ -188,6 +191,44 @@ def test_a_part_that_is_whole_is_committed_before_the_stage_ends(tmp_path):
     answered(tmp_path, InOrder())
 
 
+class Batched(Scripted):
+    """Its answers' log-probabilities tell which prompts were asked together, as floats do."""
+
+    def answers(self, batches, sampling):
+        for batch in batches:
+            for first in range(0, len(batch), 2):
+                together = batch[first : first + 2]
+                ids = "".join(request.prompt_id for request in together)
+                logprob = -1.0 - zlib.crc32(ids.encode())
+                self.asked += [request.prompt_id for request in together]
+                yield [
+                    Answer(r.prompt_id, [SampledCompletion("a", "stop", 4, logprob)] * r.samples, 3)
+                    for r in together
+                ]
+
+
+@pytest.mark.parametrize("puts", range(1, 8))
+def test_what_was_computed_together_is_kept_together(tmp_path, monkeypatch, puts):
+    """Killed within any line of the journal, the next start gives the same numbers."""
+    undisturbed = answered(tmp_path / "undisturbed", Batched())
+    put, left = Journal.put, itertools.count(1)
+
+    def killed_while_writing(self, entries):
+        put(self, entries)
+        if next(left) == puts:
+            with self.path.open("r+b") as file:
+                file.truncate(self.path.stat().st_size - 3)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "put", killed_while_writing)
+        with pytest.raises(KeyboardInterrupt):
+            answered(tmp_path / "killed", Batched())
+    again = Batched()
+    assert answered(tmp_path / "killed", again).equals(undisturbed)
+    assert len(again.asked) == 14 - 2 * (puts - 1)
+
+
 # --- what does not come
 
 
@@ -292,9 +333,9 @@ def test_the_share_may_be_raised_between_two_starts(tmp_path):
 def test_requests_that_an_engine_passes_over_count_as_missing(tmp_path):
     class Forgetful(Scripted):
         def answers(self, batches, sampling):
-            for answer in super().answers(batches, sampling):
+            for (answer,) in super().answers(batches, sampling):
                 if answer.prompt_id not in {"prompt_00", "prompt_01"}:
-                    yield answer
+                    yield [answer]
 
     with pytest.raises(EndpointError, match="6 of 38 completions are missing: 6 not_answered"):
         answered(tmp_path, Forgetful())
@@ -348,7 +389,7 @@ def test_where_every_part_is_there_no_engine_is_started(undisturbed, tmp_path):
     writer = writer_in(tmp_path)
     # Killed after its last part: the journal lies there yet.
     with writer.journal("00000") as journal:
-        journal.put("prompt_00", None)
+        journal.put({"prompt_00": None})
     generator = Fake(None)
     generator.engine = None
     answer_prompts(writer, PROMPTS, generator, config_of())

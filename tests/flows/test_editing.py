@@ -159,8 +159,8 @@ def test_what_is_stored_is_edited_no_second_time(finished):
 def test_a_run_that_stops_within_the_edits_asks_only_for_the_rest(players, tmp_path, monkeypatch):
     config, put, journaled = config_of(players), Journal.put, itertools.count(1)
 
-    def until_the_money_is_gone(self, key, value):
-        put(self, key, value)
+    def until_the_money_is_gone(self, entries):
+        put(self, entries)
         if "edits" in self.path.name and next(journaled) == 3:
             raise BudgetError("the budget is spent")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from polars.testing import assert_frame_equal
 
 from stages.tables import ROW_TABLES, TRAINING_METRICS
 from tests.flows.small import SMALL
@@ -91,7 +92,7 @@ def assert_same(undisturbed: Path, other: Path) -> None:
         expected, found = rows_of(undisturbed, table.name), rows_of(other, table.name)
         assert list(found) == list(expected), table.name
         for name, frame in expected.items():
-            assert frame.equals(found[name]), f"{table.name}/{name}"
+            assert_frame_equal(found[name], frame, check_exact=True)
     for path in [*undisturbed.glob("exports/**/*.*"), *undisturbed.glob("models/*/*.safetensors")]:
         assert path.read_bytes() == (other / path.relative_to(undisturbed)).read_bytes(), path
     assert not list((other / "store").rglob("*.tmp"))

@@ -114,7 +114,7 @@ def test_the_journal_outlives_a_refusal(context):
         with writer.journal("00000") as journal:
             if journal.get("a") is None:
                 asked.append("a")
-                journal.put("a", 1)
+                journal.put({"a": 1})
             writer.write("scores", broken(GOOD))
             journal.remove()
 

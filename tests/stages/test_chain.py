@@ -52,7 +52,7 @@ class Demonstrator:
     def answers(self, batches, sampling):
         for request in (request for batch in batches for request in batch):
             samples = [self.sample(request, i) for i in range(request.samples)]
-            yield Answer(request.prompt_id, samples)
+            yield [Answer(request.prompt_id, samples)]
 
     def sample(self, request, index):
         family, facts = FACTS[request.messages[-1]["content"]]
@@ -68,7 +68,7 @@ def generated(prompts):
     made = [gold_candidates(prompts)]
     for part in plan_parts(prompts, engine, sampling, config):
         answers = engine.answers([requests_of(part, sampling)], sampling)
-        of_part = {answer.prompt_id: answer for answer in answers}
+        of_part = {answer.prompt_id: answer for (answer,) in answers}
         made.append(candidates_of(part, of_part, engine, sampling, "demo"))
     return pl.concat(made)
 

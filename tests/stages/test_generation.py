@@ -49,7 +49,7 @@ class WordEngine:
             for request in reversed(batch):
                 texts = [self.sample(request, i, sampling) for i in range(request.samples)]
                 tokens = len(request.messages[-1]["content"].split())
-                yield Answer(request.prompt_id, texts, tokens, 0.5, 0.3)
+                yield [Answer(request.prompt_id, texts, tokens, 0.5, 0.3)]
 
     def sample(self, request, index, sampling):
         words = f"{request.messages[-1]['content'].split()[0]} {request.seed % 1000} {index}"
@@ -97,7 +97,7 @@ def generated(table, config=CONFIG, engine=None, generator=POLICY):
     made = []
     for part in planned(table, engine, config, generator):
         answers = engine.answers([requests_of(part, sampling)], sampling)
-        by_prompt = {answer.prompt_id: answer for answer in answers}
+        by_prompt = {answer.prompt_id: answer for (answer,) in answers}
         made.append(candidates_of(part, by_prompt, engine, sampling, "mine"))
     return pl.concat(made).sort("candidate_id")
 

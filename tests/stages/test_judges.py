@@ -53,8 +53,8 @@ CANDIDATES = candidates(
 
 
 class MemoryOfTests(dict):
-    def put(self, key, value):
-        self[key] = json.loads(json.dumps(value))
+    def put(self, entries):
+        self.update(json.loads(json.dumps(entries)))
 
 
 class FakePool:

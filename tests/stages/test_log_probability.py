@@ -87,7 +87,7 @@ def test_what_the_model_sampled_itself_brings_the_same_number_along(model):
     prompt = [{"role": "user", "content": "What is 12 + 34?"}]
     engine = TransformersEngine(BUNDLED)
     asked = Request("p", prompt, 7, 8)
-    (answer,) = engine.answers([[asked]], Sampling(8, 1, 0.7, 0.9, 48, None, 7))
+    ((answer,),) = engine.answers([[asked]], Sampling(8, 1, 0.7, 0.9, 48, None, 7))
     whole = [s for s in answer.samples if s.finish_reason == "stop"]
     assert len(whole) >= 4
     texts = [[*prompt, {"role": "assistant", "content": s.text}] for s in whole]

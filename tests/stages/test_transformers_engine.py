@@ -57,7 +57,7 @@ def asking(requests, samples):
 
 def answered(engine, requests, sampling=SAMPLING):
     """Return the samples of each request, all asked in one batch."""
-    answers = list(engine.answers([requests], sampling))
+    (answers,) = engine.answers([requests], sampling)
     assert [answer.prompt_id for answer in answers] == [request.prompt_id for request in requests]
     return [answer.samples for answer in answers]
 
@@ -79,7 +79,7 @@ def test_every_sample_is_whole(together):
 def test_an_answer_is_the_same_alone_in_another_order_and_with_others(engine, together):
     backwards = answered(engine, REQUESTS[::-1])[::-1]
     some = answered(engine, REQUESTS[3:20:3])
-    alone = [answer.samples for answer in engine.answers([[r] for r in REQUESTS], SAMPLING)]
+    alone = [answer.samples for (answer,) in engine.answers([[r] for r in REQUESTS], SAMPLING)]
     assert texts(backwards) == texts(together)
     assert texts(some) == texts(together)[3:20:3]
     assert texts(alone) == texts(together)
@@ -199,7 +199,7 @@ def test_prompt_tokens_are_those_of_the_rendered_conversation(engine):
 def test_an_answer_says_how_long_its_prompt_was(engine):
     requests = asking(REQUESTS[:6], 1)
     counts = engine.count_prompt_tokens([request.messages for request in requests])
-    answers = list(engine.answers([requests], SAMPLING))
+    (answers,) = engine.answers([requests], SAMPLING)
     assert [answer.prompt_tokens for answer in answers] == counts
     assert len(set(counts)) > 1, "padding is not counted"
 
@@ -214,9 +214,10 @@ def test_answers_come_batch_by_batch(engine):
             yield asking(batch, 1)
 
     answers = engine.answers(batches(), SAMPLING)
-    assert [next(answers).prompt_id for _ in range(2)] == [r.prompt_id for r in REQUESTS[:2]]
+    assert [answer.prompt_id for answer in next(answers)] == [r.prompt_id for r in REQUESTS[:2]]
     assert begun == [0]
-    assert [answer.prompt_id for answer in answers] == [r.prompt_id for r in REQUESTS[2:4]]
+    (rest,) = answers
+    assert [answer.prompt_id for answer in rest] == [r.prompt_id for r in REQUESTS[2:4]]
 
 
 def test_the_engine_sets_its_threads_and_otherwise_leaves_torchs_own(engine):

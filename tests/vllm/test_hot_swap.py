@@ -46,7 +46,7 @@ def asked(engine, sampling):
         Request(str(number), [{"role": "user", "content": question}], number, 1)
         for number, question in enumerate(QUESTIONS)
     ]
-    return {a.prompt_id: a.samples[0] for a in engine.answers([requests], sampling)}
+    return {a.prompt_id: a.samples[0] for (a,) in engine.answers([requests], sampling)}
 
 
 @pytest.mark.usefixtures("vllm_config")

@@ -76,7 +76,8 @@ def test_greedy_answers_equal_those_of_the_in_process_engine(generator_server, p
         Request(str(i), [{"role": "user", "content": question}], i, 1)
         for i, question in enumerate(QUESTIONS)
     ]
-    local = {a.prompt_id: a for a in engine.answers([requests], Sampling(1, 1, 0, 1, 48, None, 0))}
+    (together,) = engine.answers([requests], Sampling(1, 1, 0, 1, 48, None, 0))
+    local = {answer.prompt_id: answer for answer in together}
     for index, [(text, finish_reason, tokens, logprob_sum)] in enumerate(served):
         (expected,) = local[str(index)].samples
         assert (text, finish_reason, tokens) == expected[:3]
