@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from flows.spending import budget_of
@@ -89,8 +88,51 @@ class _Part:
                 yield from (s.error or "unknown" for s in answer.samples if s.text is None)
 
 
+class FirstWords:
+    """What an engine's first answers are watched for: a model that only thinks has no word."""
+
+    def __init__(self, where: str, *, heard: bool) -> None:
+        """Take who answers, and whether there is a word already: then nothing is watched for."""
+        self._where, self._heard = where, heard
+        self._in_vain: list[Answer] = []
+
+    def heard_in(self, answers: Iterable[Answer]) -> None:
+        """Look for a word in answers of an earlier attempt."""
+        self._heard = self._heard or any(map(_has_word, answers))
+
+    def require(self, answers: Iterable[Answer]) -> None:
+        """Return unless these and those before are the first ones, and none has a word.
+
+        Raises:
+            EndpointError: says why there was none, and how often.
+        """
+        for answer in answers:
+            if self._heard or _has_word(answer):
+                self._heard = True
+                return
+            self._in_vain.append(answer)
+            if len(self._in_vain) == WORDLESS_UNTIL_STOP:
+                raise self._error()
+
+    def _error(self) -> EndpointError:
+        samples = [sample for answer in self._in_vain for sample in answer.samples]
+        reasons = Counter(sample.error or "empty_completion" for sample in samples)
+        return EndpointError(
+            f"none of the first {WORDLESS_UNTIL_STOP} prompts got a completion with a word in it: "
+            f"{_counted(reasons)}",
+            expected="text",
+            where=self._where,
+            remedy="raise `max_completion_tokens` if it is a model that thinks first; else "
+            "look at the server. Only what was in flight was asked as well",
+        )
+
+
 def _has_word(answer: Answer) -> bool:
     return any((sample.text or "").strip() for sample in answer.samples)
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
 
 
 def journaled(journal: Journal, requests: Iterable[Request]) -> dict[str, Answer]:
@@ -114,9 +156,8 @@ def require_few_missing(
         EndpointError: they are more; says what was ``found``, the reasons and their counts.
     """
     if reasons.total() > most:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         raise EndpointError(
-            f"{found}: {counts}",
+            f"{found}: {_counted(reasons)}",
             expected=expected,
             where=where,
             remedy="look at the server, then start the same command again: only what is "
@@ -170,9 +211,6 @@ class _Answering:
     ) -> None:
         self.writer, self.journal, self.generator = writer, journal, generator
         self.engine, self.sampling = engine, generator.sampling
-        self._wordless: Counter[str] | None = Counter()
-        """Why the first answers have no word; None once one has."""
-        self._asked_in_vain = 0
 
     def run(self, parts: list[_Part], there: set[int], config: GenerationConfig) -> None:
         """Write the parts that aren't ``there``: the whole ones at once, the others at the end."""
@@ -180,21 +218,19 @@ class _Answering:
         completions = sum(part.completions(self.sampling) for part in parts)
         with _Commits(self._commit) as commits:
             left: dict[int, _Part] = {}
+            first_words = FirstWords(f"generator {self.generator.name!r}", heard=bool(there))
             for part in parts:
                 if part.index not in there:
                     part.recover(self.journal)
+                    first_words.heard_in(part.answers.values())
                     commits.add(part) if part.is_whole else left.update({part.index: part})
-            recovered = chain.from_iterable(part.answers.values() for part in left.values())
-            if there or any(map(_has_word, recovered)):
-                self._wordless = None
             batches = [part.unanswered for part in left.values()]
             waiting = sum(map(len, batches))
             self.writer.advance(asked - waiting, asked)
             part_of = {r.prompt_id: part for part in left.values() for r in part.requests}
             for together in self.engine.answers(batches, self.sampling):
                 self._keep(together, part_of)
-                for answer in together:
-                    self._require_words(answer)
+                first_words.require(together)
                 for index in sorted({part_of[answer.prompt_id].index for answer in together}):
                     if left[index].is_whole:
                         commits.add(left.pop(index))
@@ -222,28 +258,6 @@ class _Answering:
         """
         taken = [part_of[answer.prompt_id].take(answer) for answer in together]
         self.journal.put({a.prompt_id: a for a in taken if a.missing < len(a.samples)})
-
-    def _require_words(self, answer: Answer) -> None:
-        """Return unless none of the first answers has a word: a model that only thinks, say.
-
-        Raises:
-            EndpointError: says why there was none, and how often.
-        """
-        if self._wordless is None or _has_word(answer):
-            self._wordless = None
-            return
-        self._asked_in_vain += 1
-        self._wordless.update(sample.error or "empty_completion" for sample in answer.samples)
-        if self._asked_in_vain == WORDLESS_UNTIL_STOP:
-            counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self._wordless.items()))
-            raise EndpointError(
-                f"none of the first {WORDLESS_UNTIL_STOP} prompts got a completion with a word in "
-                f"it: {counts}",
-                expected="text",
-                where=f"generator {self.generator.name!r}",
-                remedy="raise `max_completion_tokens` if it is a model that thinks first; else "
-                "look at the server. Only what was in flight was asked as well",
-            )
 
     def _commit(self, part: _Part) -> None:
         rows = generation.candidates_of(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flows import scorers
-from flows.answering import journaled, require_few_missing
+from flows.answering import FirstWords, journaled, require_few_missing
 from flows.generators import ReadyGenerator, ready_generators
 from flows.progress import say
 from flows.reference_answers import token_counter
@@ -19,6 +19,7 @@ from flows.spending import budget_of
 from flows.stage_runner import RunContext, StageSpec, StageWriter, run_stage
 from flows.stage_task import stage_task
 from lineage.extended import Extended, each_part, extended
+from lineage.workspace import existing_part
 from stages import edits, generation, scoring
 from stages.chat_template import find_control_tokens
 from stages.content_ids import content_hash, file_sha256
@@ -208,7 +209,9 @@ def _opened(
     with contextlib.ExitStack() as stack, writer.journal("edits") as journal:
         opened = ready.engine(writer.workspace, budget)
         engine = functools.cache(functools.partial(stack.enter_context, opened))
-        yield _ModelEdits(engine, ready, told, journal, most)
+        heard = existing_part(writer.workspace, EDITS, writer.spec.key, 0) is not None
+        words = FirstWords(f"edits.generator {ready.name!r}", heard=heard)
+        yield _ModelEdits(engine, ready, told, journal, words, most)
         journal.remove()
 
 
@@ -230,6 +233,7 @@ class _ModelEdits:
     ready: ReadyGenerator
     instruction: EditInstruction
     journal: Journal
+    first_words: FirstWords
     most_missing: float
     """Requests that may fail, over all answers."""
     failed: Counter[str] = field(default_factory=Counter)
@@ -238,12 +242,14 @@ class _ModelEdits:
         """Return who edits and an answer for each of ``targets``.
 
         Raises:
-            EndpointError: the servers are gone, or too many requests failed.
+            EndpointError: the servers are gone, too many requests failed, or the first edits have
+                no word.
             BudgetError: the budget is spent.
         """
         sampling = self.ready.sampling._replace(samples=1, heldout_samples=1)
         requests = [self._request(row, sampling.seed) for row in targets.iter_rows(named=True)]
         answers = journaled(self.journal, requests)
+        self.first_words.heard_in(answers.values())
         unasked = [request for request in requests if request.prompt_id not in answers]
         if unasked:
             refused = self._refused(unasked)
@@ -253,6 +259,7 @@ class _ModelEdits:
                 answers |= {answer.prompt_id: answer for answer in together}
                 self.failed.update(a.samples[0].error or "unknown" for a in together if a.missing)
                 self.journal.put({a.prompt_id: a for a in together if not a.missing})
+                self.first_words.require(together)
             require_few_missing(
                 self.failed,
                 self.most_missing,

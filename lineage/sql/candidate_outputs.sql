@@ -8,8 +8,8 @@
 --   candidates_key: stage_key of the candidates
 --   edit_key: stage_key of the edited answers among them; null where none were edited
 --   prompts_key: stage_key of the run's prompts
---   judge_keys: stage_keys of these candidates' judgments, one per scorer; of an evaluation also of
---   a pairwise judge's on the answers before and after
+--   judge_keys: stage_keys of these candidates' judgments, one per scorer, and of a pairwise judge's
+--   on the answers before and after a round
 --   score_key: stage_key of their scores
 --   pair_key: stage_key of the pairs made of them; null for an evaluation
 --   noise_key: stage_key of those pairs' label noise
@@ -34,7 +34,7 @@ SELECT
     k.prompts_key,
     -- An evaluation keeps candidates, judgments and scores in one output.
     CASE
-        WHEN s.stage = 'generate' THEN k.judge_keys
+        WHEN s.stage = 'generate' THEN list_concat(k.judge_keys, coalesce(duels.judge_keys, []))
         ELSE list_concat([s.stage_key], coalesce(duels.judge_keys, []))
     END AS judge_keys,
     CASE WHEN s.stage = 'generate' THEN k.score_key ELSE s.stage_key END AS score_key,

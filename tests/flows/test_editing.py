@@ -248,6 +248,30 @@ def test_an_editor_that_fails_stops_the_run(players, tmp_path):
             curated(tmp_path, config)
 
 
+@pytest.mark.parametrize("first_heard", [None, 1])
+def test_an_editor_that_says_nothing_is_not_asked_for_all(players, tmp_path, first_heard):
+    places = itertools.count(1)
+    prompts = [f"good {i}" for i in range(40)]
+    sources = {"sources": [{"kind": "list", "name": "mine", "prompts": prompts}]}
+    sources["sources"][0]["heldout_share"] = 0
+    with Stub(respond=lambda _: "better" if next(places) == first_heard else " ") as silent:
+        endpoint = {"base_urls": [silent.url], "attempts": 1, "maximum_in_flight": 1}
+        generator = {"engine": "openai", "model": silent.model, "endpoint": endpoint}
+        edits = {"kind": "model", "generator": generator}
+        config = config_of(players, edits=edits, prompts=sources)
+        if first_heard:
+            made, workspace = curated(tmp_path, config)
+            usable = made.candidates.read(workspace).filter(completion="better")
+            assert (silent.served, usable.height) == (40, 1)
+        else:
+            with pytest.raises(
+                EndpointError, match=r"first 20 .* with a word in it: 20 \w+"
+            ) as stop:
+                curated(tmp_path, config)
+            assert stop.value.where == "edits.generator 'stub-model'"
+            assert silent.served <= 22
+
+
 def test_a_judge_that_only_compares_cannot_score_an_edit(players, tmp_path):
     served = {"model": players.model, "endpoint": {"base_urls": [players.url]}}
     judge = {"kind": "judge", "name": "help", "rubric": "pairwise", **served}

@@ -166,12 +166,12 @@ def test_verdicts_are_in_the_story_of_an_answer_and_in_the_costs(played):
     publish(played.workspace)
     judged = compared[0].duels.read(played.workspace)
     asked = {*judged["candidate_id"], *judged["other_candidate_id"]}
-    new = compared[0].after.candidates.read(played.workspace)["candidate_id"]
-    answer = min(asked & set(new))
-    accounts = why(played.workspace, answer).facts["accounts"]
-    rows = [row for account in accounts for row in account["candidates"]]
-    (own,) = [row for row in rows if row["candidate_id"] == answer]
-    assert {row["order"] for row in own["judgments"]} == {"first", "second"}
+    for side in (compared[0].before, compared[0].after):
+        answer = min(asked & set(side.candidates.read(played.workspace)["candidate_id"]))
+        accounts = why(played.workspace, answer).facts["accounts"]
+        rows = [row for account in accounts for row in account["candidates"]]
+        (own,) = [row for row in rows if row["candidate_id"] == answer]
+        assert {row["order"] for row in own["judgments"]} == {"first", "second"}
     costs = query(played.workspace, "SELECT stage, prompt_tokens FROM cost WHERE prompt_tokens > 0")
     stages = {f"evaluate_after_{decoding}:chooser" for decoding in ("sampled", "greedy")}
     assert stages <= set(costs["stage"])
