@@ -150,14 +150,11 @@ def require_comparable(config: PipelineConfig) -> None:
     if config.evaluation.card:
         require_askable(config, config.evaluation.card)
     judge = comparing_judge(config)
-    if config.gate.maximum_judge_flip_rate is not None and not (judge and judge.both_orders):
-        raise ConfigError(
-            "`gate.maximum_judge_flip_rate` limits what is not measured: no pairwise judge is "
-            "shown both policies' answers in both orders",
-            expected="in `evaluation.scorer` a judge with a pairwise rubric and `both_orders`",
-            where="gate.maximum_judge_flip_rate",
-            remedy="name such a judge, or set the limit to null",
-        )
+    flips, missing = config.gate.maximum_judge_flip_rate, config.gate.maximum_judge_missing_rate
+    if flips is not None and not (judge and judge.both_orders):
+        raise _unmeasured("maximum_judge_flip_rate", " in both orders", " and `both_orders`")
+    if missing is not None and not judge:
+        raise _unmeasured("maximum_judge_missing_rate")
     if judge:
         if config.gate.metric in SCORED:
             raise ConfigError(
@@ -180,3 +177,13 @@ def require_comparable(config: PipelineConfig) -> None:
                 remedy=f"name {member.name!r} itself in `evaluation.scorer`, or rules, a reward "
                 "model or a pointwise judge",
             )
+
+
+def _unmeasured(limit: str, asked: str = "", setting: str = "") -> ConfigError:
+    return ConfigError(
+        f"`gate.{limit}` limits what is not measured: no pairwise judge is shown both policies' "
+        f"answers{asked}",
+        expected=f"in `evaluation.scorer` a judge with a pairwise rubric{setting}",
+        where=f"gate.{limit}",
+        remedy="name such a judge, or set the limit to null",
+    )

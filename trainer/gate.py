@@ -47,6 +47,8 @@ class GateConfig(Config):
     """Largest KL divergence from the policy before, per answer."""
     maximum_judge_flip_rate: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     """Largest `judge_flip_rate` of the pairwise judge that compares the policies."""
+    maximum_judge_missing_rate: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
+    """Largest share of the answers on which that judge may have said nothing that can be read."""
     maximum_stratum_drop: Annotated[float, pydantic.Field(ge=0)] | None = None
     """By how much `metric` (without one the win rate, from 0.5) may fall in any stratum."""
     maximum_text_loss_growth_nats: Annotated[float, pydantic.Field(ge=0)] | None = None
@@ -125,6 +127,10 @@ def _criteria(evaluations: pl.DataFrame, config: GateConfig) -> Iterator[Criteri
     if config.maximum_judge_flip_rate is not None:
         rate = _flip_rate(evaluations, decoding)
         yield Criterion(f"{FLIPS}/{decoding}", rate, config.maximum_judge_flip_rate, above=False)
+    if config.maximum_judge_missing_rate is not None:
+        rate = _whole(evaluations, UNJUDGED, decoding)["after"]
+        limit = config.maximum_judge_missing_rate
+        yield Criterion(f"{UNJUDGED}/{decoding}", rate, limit, above=False)
     if config.maximum_stratum_drop is not None:
         metric = config.metric or LENGTH_CONTROLLED
         strata = evaluations.filter(pl.col("stratum") != EVERY_STRATUM, metric=metric)

@@ -54,6 +54,14 @@ def test_a_limit_on_flips_needs_a_judge_that_is_asked_in_both_orders():
             require_comparable(limited(**scorer))
 
 
+def test_a_limit_on_missing_verdicts_needs_a_judge_that_compares():
+    scorers = {"scorers": [RULES, {**judge("pairwise"), "both_orders": False}]}
+    limited = {"scoring": scorers, "gate": {"maximum_judge_missing_rate": 0.1}}
+    require_comparable(config(**limited, evaluation={"scorer": "judge"}))
+    with pytest.raises(ConfigError, match="maximum_judge_missing_rate` limits what is not meas"):
+        require_comparable(config(**limited, evaluation={"scorer": "rules"}))
+
+
 def test_an_unknown_scorer_and_a_limit_on_what_is_not_measured_are_refused():
     with pytest.raises(ConfigError, match=r"'rule' is none of `scoring.scorers`.*rules"):
         config(evaluation={"scorer": "rule"})

@@ -109,6 +109,17 @@ def test_a_judge_that_goes_by_the_place_holds_the_policy():
             flips(*nothing_measured)
 
 
+def test_a_judge_that_says_too_little_holds_the_policy():
+    config = GateConfig(**OFF, maximum_judge_missing_rate=0.1)
+    for rate, passes in ((0.1, True), (0.2, False)):
+        measured = evaluations(WIN, ("judge_missing_rate", "all", 0.0, rate, rate))
+        gates, promoted = judge_gate(measured, config)
+        assert gates.rows() == [("judge_missing_rate/sampled", rate, 0.1, passes)]
+        assert promoted == passes
+    with pytest.raises(DataError, match="0 evaluations of judge_missing_rate"):
+        judge_gate(evaluations(WIN), config)
+
+
 def test_force_promotes_and_records_what_it_overruled():
     held = evaluations((*WIN[:4], -0.25), LENGTH, (*KL[:3], 30.0, 20.0))
     gates, promoted = judge_gate(held, GateConfig(force=True))
