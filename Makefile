@@ -39,7 +39,7 @@ test-browser: $(VENV)/.installed-test  ## Tests that open the report and Prefect
 vllm: $(VLLM_VENV)/.installed  ## Install vLLM into an environment of its own (.venv-vllm)
 
 test-vllm: $(VENV)/.installed-test $(VLLM_VENV)/.installed  ## The tests against a real vLLM server
-	$(BIN)/python -m pytest -m vllm
+	$(TOGETHER) -m vllm
 
 lint: $(VENV)/.installed-test  ## Ruff and mypy, strict
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import chain
 
 import pytest
 import yaml
@@ -46,7 +47,8 @@ def asked(engine, sampling):
         Request(str(number), [{"role": "user", "content": question}], number, 1)
         for number, question in enumerate(QUESTIONS)
     ]
-    return {a.prompt_id: a.samples[0] for (a,) in engine.answers([requests], sampling)}
+    answers = chain.from_iterable(engine.answers([requests], sampling))
+    return {answer.prompt_id: answer.samples[0] for answer in answers}
 
 
 @pytest.mark.usefixtures("vllm_config")

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -76,8 +77,8 @@ def test_greedy_answers_equal_those_of_the_in_process_engine(generator_server, p
         Request(str(i), [{"role": "user", "content": question}], i, 1)
         for i, question in enumerate(QUESTIONS)
     ]
-    (together,) = engine.answers([requests], Sampling(1, 1, 0, 1, 48, None, 0))
-    local = {answer.prompt_id: answer for answer in together}
+    given = chain.from_iterable(engine.answers([requests], Sampling(1, 1, 0, 1, 48, None, 0)))
+    local = {answer.prompt_id: answer for answer in given}
     for index, [(text, finish_reason, tokens, logprob_sum)] in enumerate(served):
         (expected,) = local[str(index)].samples
         assert (text, finish_reason, tokens) == expected[:3]
