@@ -9,7 +9,7 @@ import pydantic
 
 from flows.spending import BudgetConfig
 from stages.configuration import OPERATIONAL, Config
-from stages.edits import Editor
+from stages.edits import Editor, ModelEditor
 from stages.errors import ConfigError, MissingFileError, nearest
 from stages.export import ExportConfig
 from stages.export_formats import UNPAIRED
@@ -148,6 +148,27 @@ class PipelineConfig(Config):
             raise ValueError(
                 f"`mix_earlier_rounds` mixes pairs, and `export.formats` has {UNPAIRED!r}: "
                 "leave one of them out"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _prices_what_it_limits(self) -> Self:
+        if self.budget.max_cost is None:
+            return self
+        asked: list[Any] = [*self.generation.generators, *self.scoring.scorers]
+        if isinstance(self.edits, ModelEditor):
+            asked.append(self.edits.generator)
+        prices = [one.prices for one in asked if getattr(one, "prices", None)]
+        unpriced = [
+            one.name or one.model
+            for one in asked
+            if hasattr(one, "prices") and one.prices is None and one.endpoint.has_key
+        ]
+        if unpriced or not prices:
+            of_whom = ", ".join(map(repr, unpriced)) or "any endpoint"
+            raise ValueError(
+                f"`budget.max_cost` counts nothing, as no `prices` are set, of {of_whom}: "
+                "set them (0 where it is free), or limit `max_tokens`"
             )
         return self
 

@@ -335,7 +335,7 @@ def filter_pairs(
             if noise:
                 known = writer.read(noise.part(shard.index), ["pair_id", "probability_wrong"])
                 of_pairs = of_pairs.join(known, on="pair_id", how="left", maintain_order="left")
-            texts = shard.read(["candidate_id", "completion", "finish_reason"])
+            texts = shard.read([*filtering.CANDIDATE_COLUMNS])
             judged = writer.read(scores.part(shard.index)) if asked.needs_scores else None
             return filtering.measure(of_pairs, texts, asked, of_prompts, judged)
 

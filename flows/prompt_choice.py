@@ -75,7 +75,7 @@ def content_of(workspace: Workspace, config: PipelineConfig) -> dict[str, Any]:
     seen = seen_prompts(workspace, config)
     content: dict[str, Any] = {"contents": prompt_sampling.fingerprints(config.prompts)}
     if not seen.is_empty():
-        content["seen"] = hashlib.sha256("\n".join(seen).encode()).hexdigest()
+        content["seen"] = hashlib.sha256(seen.write_csv().encode()).hexdigest()
     return content
 
 
@@ -122,8 +122,8 @@ def with_runs_to_pass_over(workspace: Workspace, config: PipelineConfig) -> Pipe
     return config.model_copy(update={"prompts": config.prompts.model_copy(update=resolved)})
 
 
-def seen_prompts(workspace: Workspace, config: PipelineConfig) -> pl.Series:
-    """Return the sorted ids of the prompts that the runs to pass over have had, without gold's.
+def seen_prompts(workspace: Workspace, config: PipelineConfig) -> pl.DataFrame:
+    """Return prompt_id and split of what the runs to pass over have had, by id, without gold's.
 
     Of a series' earlier rounds those to train on: rounds are compared on the held-out ones.
 
@@ -140,8 +140,8 @@ def seen_prompts(workspace: Workspace, config: PipelineConfig) -> pl.Series:
     for run_id in config.earlier_rounds:
         prompts = read_output(workspace, run_id, "prompts", "prompts", columns)
         seen.append(prompts.filter(split="train"))
-    ids = pl.concat(seen).filter(pl.col("split") != GOLD_SPLIT)["prompt_id"]
-    return ids.unique().sort()
+    had = pl.concat(seen).filter(pl.col("split") != GOLD_SPLIT).sort("prompt_id", "split")
+    return had.unique("prompt_id", keep="first", maintain_order=True)
 
 
 def nothing_new(workspace: Workspace, config: PipelineConfig) -> str:

@@ -108,6 +108,17 @@ class Account:
         self._tokens += tokens
         self._cost += cost
 
+    def require(self) -> None:
+        """Return unless the budget is exhausted.
+
+        Raises:
+            BudgetError: it is.
+        """
+        if sentence := self._budget.exhausted():
+            raise BudgetError(
+                sentence, remedy="raise the limit and start the same command again to go on"
+            )
+
     async def room(self) -> None:
         """Wait until what is under way leaves room for one more item.
 
@@ -115,10 +126,7 @@ class Account:
             BudgetError: the budget is exhausted.
         """
         while True:
-            if sentence := self._budget.exhausted():
-                raise BudgetError(
-                    sentence, remedy="raise the limit and start the same command again to go on"
-                )
+            self.require()
             if self._has_room():
                 return
             await asyncio.sleep(LOOK_AGAIN_SECONDS)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from stages.answer_text import one_line
 from stages.async_map import async_map
-from stages.budget import Account, Budget, Prices, Usage
+from stages.budget import BLIND_REQUESTS, Account, Budget, Prices, Usage
 from stages.endpoint_answers import MESSAGE_LENGTH, Failure, refusal
 from stages.endpoint_preflight import ServedModel, served_model
 from stages.errors import ConfigError, EndpointError
@@ -36,7 +36,11 @@ REFUSALS_PER_ATTEMPT = 10
 """A 429 is the server's fault and not the request's, so that many of them count as one attempt."""
 REJECTIONS_UNTIL_STOP = 5
 """Requests that are rejected with 400 before any succeeds: then the settings are wrong."""
+SHORTEST_SECRET = 16
+"""Characters: a shorter key, such as `test` or `token`, may be a word of any answer."""
 CONNECT_SECONDS = 10.0
+OK = 200
+"""The one status that means an answer."""
 KEEP_ALIVE_SECONDS = 4.0
 """Less than the 5 s after which uvicorn, and so vLLM, closes a connection that isn't used."""
 
@@ -97,7 +101,9 @@ class EndpointPool:
         self._requests = _bucket(config.requests_per_minute)
         self._tokens = _bucket(config.tokens_per_minute)
         self._tokens_of_last = 0
-        self._answered = self._rejected = 0
+        self._answered = self._rejected = self._under_way = 0
+        # Of the event loop of a map.
+        self._pacing, self._settled = asyncio.Lock(), asyncio.Event()
         self._session: Any = None
         self._mapping: Generator[Any] | None = None
 
@@ -148,8 +154,7 @@ class EndpointPool:
         failures = refusals = 0
         server: Server | None = None
         while True:
-            reserved = await self._paced()
-            server = await self._servers.take(avoid=server)
+            server, reserved = await self._turn(avoid=server)
             outcome = await self._attempt(server, path, payload)
             if isinstance(outcome, Reply):
                 self._charge(outcome.body, reserved)
@@ -180,6 +185,7 @@ class EndpointPool:
         """Hold the connections."""
         import aiohttp
 
+        self._pacing, self._settled = asyncio.Lock(), asyncio.Event()
         key = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         connect = min(CONNECT_SECONDS, self.config.timeout_seconds)
         async with (
@@ -192,6 +198,34 @@ class EndpointPool:
             self._servers.open(),
         ):
             yield
+
+    def require_budget(self) -> None:
+        """Return unless the budget is exhausted.
+
+        Raises:
+            BudgetError: it is; says which limit is reached.
+        """
+        self._account.require()
+
+    async def _turn(self, avoid: Server | None) -> tuple[Server, int]:
+        """Return a server for one request, and how many tokens are reserved for it.
+
+        The rate limits are waited for with a server at hand, by one request after the other: while
+        no server can be used no turns gather, to be taken all at once when one can.
+        """
+        if not (self._requests or self._tokens):
+            return await self._servers.take(avoid=avoid), 0
+        async with self._pacing:
+            while self._tokens and not self._answered and self._under_way >= BLIND_REQUESTS:
+                # Nobody knows yet how many tokens a request takes.
+                self._settled.clear()
+                await self._settled.wait()
+            server = await self._servers.take(avoid=avoid)
+            try:
+                return server, await self._paced()
+            except BaseException:
+                self._servers.give_back(server)
+                raise
 
     async def _paced(self) -> int:
         """Wait for the rate limits; return how many tokens were reserved for the request."""
@@ -215,10 +249,13 @@ class EndpointPool:
     async def _attempt(self, server: Server, path: str, payload: bytes) -> Reply | Failure:
         """Send the request once and note the outcome with the server, which it was counted into."""
         started = time.monotonic()
+        self._under_way += 1
         try:
             outcome = await self._sent(server.url, path, payload)
             _note(server, outcome, started)
         finally:
+            self._under_way -= 1
+            self._settled.set()
             self._servers.give_back(server)
         return outcome
 
@@ -231,14 +268,14 @@ class EndpointPool:
             async with self._session.post(
                 url + path, data=payload, proxy=self._proxies[url], allow_redirects=False
             ) as response:
-                raw = self._without_key(await response.read())
+                raw = self._without_key(await response.read(), whole=response.status == OK)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Failure(f"unreachable: {one_line(str(error), MESSAGE_LENGTH)}", "unreachable")
         except TimeoutError:
             return Failure("timeout", "failed")
         except (aiohttp.ClientError, OSError):
             return Failure("dropped_connection", "failed")
-        if response.status != 200:  # noqa: PLR2004 - the one status that means an answer
+        if response.status != OK:
             return refusal(response.status, response.headers, raw)
         body = None
         with contextlib.suppress(orjson.JSONDecodeError):
@@ -247,9 +284,14 @@ class EndpointPool:
             return Reply(body, time.monotonic() - started, url)
         return Failure("broken_json", "failed")
 
-    def _without_key(self, raw: bytes) -> bytes:
-        """Return an answer without the key, which some servers repeat in their errors."""
-        return raw.replace(self._api_key.encode(), HIDDEN.encode()) if self._api_key else raw
+    def _without_key(self, raw: bytes, *, whole: bool) -> bytes:
+        """Return an answer without the key, which some servers repeat in their errors.
+
+        A ``whole`` answer is kept word for word, but for a key that is no word.
+        """
+        if not self._api_key or (whole and len(self._api_key) < SHORTEST_SECRET):
+            return raw
+        return raw.replace(self._api_key.encode(), HIDDEN.encode())
 
     def _given_up(self, failure: Failure, server: Server) -> Exception:
         """Return the exception for a request that the server understood and refused."""

@@ -13,14 +13,18 @@ from stages.filter_rulings import LENGTH_WEIGHT, ROUNDING, rulings
 from stages.near_duplicates import signatures
 from stages.pair_texts import of_pairs
 from stages.prompt_records import prompt_texts
-from stages.tables import DECISIONS, PAIRS
+from stages.references import REFERENCE
+from stages.tables import DECISIONS, EDITED, PAIRS
 
 if TYPE_CHECKING:
     from stages.filter_rulings import Ruling
     from stages.filter_settings import FilteringConfig
     from stages.near_duplicates import NearDuplicateConfig
 
-VERSION = 1
+VERSION = 2
+
+CANDIDATE_COLUMNS = ("candidate_id", "completion", "finish_reason", "weights_hash")
+"""What is read of `candidates`."""
 
 TEXT_COLUMNS = ("chosen_text", "rejected_text", "chosen_finish", "rejected_finish")
 
@@ -72,7 +76,7 @@ def measure(
     if config.near_duplicates:
         facts = _with_signatures(facts, prompts, config.near_duplicates)
     if config.needs_success:
-        facts = _with_success(facts, scores, config.success_score)
+        facts = _with_success(facts, candidates, scores, config.success_score)
     if config.score_limits:
         facts = score_limits.with_scores(facts, scores, config.score_limits)
     measured = [_measured(facts, ruling) for ruling in rulings(config) if ruling.of_texts]
@@ -218,12 +222,20 @@ def _with_signatures(
 
 
 def _with_success(
-    facts: pl.DataFrame, scores: pl.DataFrame | None, success_score: float
+    facts: pl.DataFrame,
+    candidates: pl.DataFrame,
+    scores: pl.DataFrame | None,
+    success_score: float,
 ) -> pl.DataFrame:
-    """Return ``facts`` with `prompt_success`: of the prompt's scored candidates, who succeed."""
+    """Return ``facts`` with `prompt_success`: of the prompt's scored samples, who succeed.
+
+    Reference and edited answers are no samples: they say nothing of how hard a prompt is.
+    """
     if scores is None:
         raise DataError("no scores are given", expected="every candidate's, to see who succeeds")
+    given = candidates.filter(pl.col("weights_hash").is_in([REFERENCE, EDITED]))
     scored = scores.filter(pl.col("score").is_finite())
+    scored = scored.join(given, on="candidate_id", how="anti")
     succeeds = pl.col("score") + ROUNDING >= success_score
     of_prompt = scored.group_by("prompt_id", "scorer").agg(prompt_success=succeeds.sum() / pl.len())
     return facts.join(of_prompt, on=["prompt_id", "scorer"], how="left", validate="m:1")

@@ -10,18 +10,33 @@ differs from the reference implementation's.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Annotated, Literal
 
 import pydantic
+import regex
 
 from stages.answer_text import Verdict, one_line, share, strict_json, without_fence
 from stages.configuration import NOT_EMPTY, Config
 
 Relation = Literal["at least", "at most", "exactly"]
-Phrase = Annotated[str, pydantic.StringConstraints(min_length=1, strip_whitespace=True)]
+
+
+def composed(text: str) -> str:
+    """Return ``text`` in NFC, as every instruction reads it: accents belong to their letters."""
+    return unicodedata.normalize("NFC", text)
+
+
+Phrase = Annotated[
+    str,
+    pydantic.StringConstraints(min_length=1, strip_whitespace=True),
+    pydantic.AfterValidator(composed),
+]
 Phrases = Annotated[tuple[Phrase, ...], NOT_EMPTY]
 
-_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*+")
+# A letter's marks belong to it; Python's own \w has no vowel signs of Hindi, say.
+_LETTER = r"[\w\p{M}]"
+_WORD = regex.compile(rf"{_LETTER}++(?:['\u2019-]{_LETTER}++)*+")
 # Not a sentence's end: a number that starts a list item, and the period of an abbreviation.
 _NO_END = re.compile(
     r"(?:(?:^|(?<=\n))[ \t]*+[0-9]{1,9}|\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|cf|e\.g|i\.e))\.(?=\s)"
@@ -29,6 +44,7 @@ _NO_END = re.compile(
 # The lookbehind lets a run of marks be tried once: a megabyte of dots takes one pass.
 _END = re.compile(
     r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]*_]*+(?=\s|$)|(?<![\u3002\uff01\uff1f])[\u3002\uff01\uff1f]++"
+    r"|(?<![\u0964\u0965\u061f\u06d4])[\u0964\u0965\u061f\u06d4]++"
 )
 _BULLET = re.compile(r"^[ \t]*+[-*+\u2022][ \t]++\S", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
@@ -266,6 +282,7 @@ class Instructions(Config):
 
     def check(self, text: str) -> Verdict:
         """Return the share of instructions met and every problem."""
+        text = composed(text)
         if not text.strip():
             # Else an empty answer would meet "no commas" and "at most 50 words".
             return Verdict(0.0, "empty")
@@ -274,5 +291,5 @@ class Instructions(Config):
 
 
 def _occurrences(phrase: str, text: str) -> int:
-    pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)"
-    return sum(1 for _ in re.finditer(pattern, text, re.IGNORECASE))
+    pattern = rf"(?<!{_LETTER}){regex.escape(phrase, special_only=True)}(?!{_LETTER})"
+    return sum(1 for _ in regex.finditer(pattern, text, regex.IGNORECASE))

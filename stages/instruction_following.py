@@ -9,6 +9,8 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
+from stages.instruction_checks import composed
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,6 +22,7 @@ def followed(instructions: Sequence[Instruction], answer: str, *, loose: bool) -
 
     ``loose``: whether any of the answer's eight `variants` does, for each instruction by itself.
     """
+    answer = composed(answer)
     texts = [text for text in (variants(answer) if loose else [answer]) if text.strip()]
     return [any(not instruction.problem(text) for text in texts) for instruction in instructions]
 

@@ -157,10 +157,20 @@ class Judge:
         # A lock belongs to one event loop, and every map has its own.
         self._finding_out = asyncio.Lock()
 
-        async def work(question: tuple[str, Messages]) -> tuple[str, dict[str, Any]]:
-            return question[0], await self._asked(*question)
+        unreadable: list[tuple[str, dict[str, Any]]] = []
 
-        return self.pool.map(work, questions)
+        async def work(question: tuple[str, Messages]) -> tuple[str, dict[str, Any]]:
+            key, answer = question[0], await self._asked(*question)
+            if answer["error"] == "unparsed" and self._gives_up():
+                unreadable.append((key, answer))
+                raise self._unreadable(answer)
+            return key, answer
+
+        try:
+            yield from self.pool.map(work, questions)
+        except ModelError:
+            yield from unreadable
+            raise
 
     def texts(self, prompts: Iterable[Messages]) -> list[str]:
         """Return the judge's answers to ``prompts``, in their order; "" where there is none."""
@@ -186,9 +196,11 @@ class Judge:
                 self._read += 1
                 return answer | {"error": None}
         self._unread += 1
-        if not (self.patient or self._read) and self._unread >= UNREADABLE_UNTIL_STOP:
-            raise self._unreadable(answer)
         return answer
+
+    def _gives_up(self) -> bool:
+        """Return whether the answer just counted is the one too many; those after it are kept."""
+        return not (self.patient or self._read) and self._unread == UNREADABLE_UNTIL_STOP
 
     def _unreadable(self, answer: dict[str, Any]) -> ModelError:
         cut = ", cut at its length" if answer["cut"] else ""

@@ -19,19 +19,25 @@ _RUN = re.compile(
     r"(?P<percent>\s?%)?"
 )
 _VALUE = re.compile(
-    r"(?P<whole>[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)?(?P<decimals>\.[0-9]+)?(?:[eE](?P<exponent>[+-]?[0-9]+))?"
+    r"(?P<whole>[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?P<decimals>\.[0-9]+)?(?:[eE](?P<exponent>[+-]?[0-9]+))?"
     r"(?:/(?P<denominator>[0-9]+))?"
 )
 _REWRITTEN: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile("[\u2212\u2013\ufe63\uff0d]"), "-"),
     (re.compile(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u202f\u2009])(?=[0-9]{3})"), ","),
     (re.compile(r"(?<=[0-9])\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}"), r" \1/\2"),
-    (re.compile(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}"), r"\1/\2"),
+    (re.compile(r"\\[dt]?frac\{([+-]?[0-9]+)\}\{([0-9]+)\}"), r"\1/\2"),
     (re.compile(r"(?<=[0-9]) ?/ ?(?=[0-9])"), "/"),
     (re.compile(r" ?(?:[\u00d7\u00b7x*]|\\times|\\cdot) ?10\^\{([+-]?[0-9]+)\}"), r"e\1"),
     (re.compile(r" ?(?:[\u00d7\u00b7x*]|\\times|\\cdot) ?10\^([+-]?[0-9]+)"), r"e\1"),
     (re.compile(r"\\([%$])"), r"\1"),
 )  # fmt: skip
+# A run after one of these is a part of something: an exponent, an operand, a group of digits.
+_OPENED = re.compile(
+    r"(?:[/:,+-]|\^\{?|[0-9)]\*\*|\\[dt]?frac\{(?:[^{}]*\}\{)?"
+    r"|(?<![0-9])[0-9]{1,3}(?P<gap>[ '\u2019]))$"
+)
+_GROUP = re.compile(r"[0-9]{3}(?![0-9])")
 _BOX = "\\boxed{"
 _HASHES = "####"
 
@@ -57,7 +63,10 @@ def answered_number(text: str, take: Take, percent: Percent) -> Fraction | None:
 
 
 def _marked(text: str) -> tuple[bool, str] | None:
-    """Return what stands in the last box or, then with True, on the line after the last ####."""
+    """Return what stands in the last box or, then with True, after the last ####.
+
+    That is the first line there with a digit: what has #### may be a heading.
+    """
     start = text.rfind(_BOX)
     if start >= 0:
         depth, begin = 1, start + len(_BOX)
@@ -67,7 +76,10 @@ def _marked(text: str) -> tuple[bool, str] | None:
                 return False, text[begin:place]
         return False, text[begin:]
     start = text.rfind(_HASHES)
-    return (True, text[start + len(_HASHES) :].strip().partition("\n")[0]) if start >= 0 else None
+    if start < 0:
+        return None
+    lines = text[start + len(_HASHES) :].splitlines()
+    return True, next((line for line in lines if re.search("[0-9]", line)), "")
 
 
 def _number(text: str, percent: Percent, *, first: bool) -> Fraction | None:
@@ -82,7 +94,7 @@ def _number(text: str, percent: Percent, *, first: bool) -> Fraction | None:
         before, chosen = chosen if mixed else None, match
     if chosen is None:
         return None
-    if chosen.start() and text[chosen.start() - 1] in "^/:,+-":
+    if _is_part(text, chosen) or (first and _is_grouped(text, chosen)):
         shown = text[max(0, chosen.start() - 10) : chosen.end()]
         raise UnreadableNumberError(f"cannot read {one_line(shown, 40)!r} as one number")
     value = _value(chosen["run"])
@@ -98,6 +110,19 @@ def _number(text: str, percent: Percent, *, first: bool) -> Fraction | None:
     if chosen["percent"]:
         value = _of_percent(value, chosen.group(), percent)
     return -value if negative else value
+
+
+def _is_part(text: str, run: re.Match[str]) -> bool:
+    """Return whether something that stands before a run makes it a part of more than a number."""
+    opened = _OPENED.search(text, max(0, run.start() - 40), run.start())
+    if opened is None:
+        return False
+    return opened["gap"] is None or _GROUP.match(run["run"]) is not None
+
+
+def _is_grouped(text: str, run: re.Match[str]) -> bool:
+    """Return whether groups of three digits follow a run, as in 12 000."""
+    return re.match(r"[ '\u2019][0-9]{3}(?![0-9])", text[run.end() : run.end() + 5]) is not None
 
 
 def _are_mixed(whole: re.Match[str], part: re.Match[str]) -> bool:

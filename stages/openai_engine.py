@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from stages import chat_template
 from stages.budget import Usage
 from stages.endpoints import RequestFailedError
+from stages.errors import BudgetError, EndpointError
 from stages.generation import Answer, SampledCompletion, prompt_seed
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from stages.budget import Prices
     from stages.endpoints import EndpointPool
+    from stages.errors import PrefmillError
     from stages.generation import Request
     from stages.generation_settings import Sampling
 
@@ -80,20 +82,29 @@ class OpenAIEngine:
     ) -> Iterator[list[Answer]]:
         """Yield one answer per request, in any order, each as soon as it is there.
 
+        What stops the run between two requests for one prompt is raised at the end: the samples
+        that are there come before.
+
         Raises:
             EndpointError: no further request can succeed.
             BudgetError: the budget is spent.
         """
+        stopped_by: list[PrefmillError] = []
 
         async def answer(request: Request) -> list[Answer]:
-            return [await self._answer(request, sampling)]
+            return [await self._answer(request, sampling, stopped_by)]
 
-        return self.pool.map(answer, (request for batch in batches for request in batch))
+        yield from self.pool.map(answer, (request for batch in batches for request in batch))
+        if stopped_by:
+            raise stopped_by[0]
 
-    async def _answer(self, request: Request, sampling: Sampling) -> Answer:
+    async def _answer(
+        self, request: Request, sampling: Sampling, stopped_by: list[PrefmillError]
+    ) -> Answer:
         """Ask until every sample is there, or nothing new came `attempts` times.
 
-        A choice that is null, empty or not whole is asked for again, with another seed.
+        A choice that is null, empty or not whole is asked for again, with another seed. An error
+        that stops all requests is added to ``stopped_by`` where some samples are there.
         """
         whole: list[SampledCompletion] = []
         faulty: list[SampledCompletion] = []
@@ -104,9 +115,17 @@ class OpenAIEngine:
             wanted = min(missing, self.settings.maximum_choices_per_request)
             body = self._body(request, sampling, wanted, asked)
             try:
+                if asked:
+                    self.pool.require_budget()
                 reply = await self.pool.post("/chat/completions", body)
             except RequestFailedError as error:
                 reason = error.reason
+                break
+            except (BudgetError, EndpointError) as error:
+                if not whole:
+                    raise
+                stopped_by.append(error)
+                reason = "stopped"
                 break
             choices = read_choices(reply.body, wanted)
             good = [choice for choice in choices if choice.text]

@@ -10,7 +10,7 @@ import pydantic
 from stages.decontamination import EvaluationNgrams, contamination
 from stages.errors import DataError
 from stages.near_duplicates import NearDuplicateConfig, representatives, signatures
-from stages.prompt_records import prompt_texts
+from stages.prompt_records import ID_START, SPLIT_DIGITS, prompt_texts
 from stages.prompt_sources import (
     DatasetSource,
     FileSource,
@@ -65,18 +65,20 @@ def without_contaminated(
 
 
 def without_near_duplicates(
-    prompts: pl.DataFrame, seen: pl.Series | None, config: NearDuplicatePromptsConfig | None
+    prompts: pl.DataFrame, seen: pl.DataFrame | None, config: NearDuplicatePromptsConfig | None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the prompts kept, with `cluster`, and rows of `dropped_prompts`.
 
     `cluster` is the id of the prompt that stands for all that are nearly like it: one that an
-    earlier run has had (``seen``), else one of the first source, of those the smallest id.
+    earlier run has had (``seen``), else one of the first source; of those the id has a say, but
+    not by the digits that decide what is held out: else that would be most of the clusters.
     """
     if config is None:
         return prompts.with_columns(cluster="prompt_id"), DROPPED_PROMPTS.empty()
-    seen = pl.Series([], dtype=pl.String) if seen is None else seen
-    new = ~pl.col("prompt_id").is_in(seen.implode())
-    order = prompts.select(pl.arg_sort_by(new, "position", "prompt_id")).to_series()
+    ids = pl.Series([], dtype=pl.String) if seen is None else seen["prompt_id"]
+    new = ~pl.col("prompt_id").is_in(ids.implode())
+    rest = pl.col("prompt_id").str.slice(ID_START + SPLIT_DIGITS)
+    order = prompts.select(pl.arg_sort_by(new, "position", rest, "prompt_id")).to_series()
     first = representatives(signatures(prompt_texts(prompts), config), order, config)
     clustered = prompts.with_columns(cluster=prompts["prompt_id"].gather(first))
     kept = pl.lit(value=True) if config.split_only else pl.col("cluster") == pl.col("prompt_id")
@@ -90,7 +92,14 @@ def _dropped(prompts: pl.DataFrame, reason: str) -> pl.DataFrame:
     return pl.concat([empty, rows.with_columns(reason=pl.lit(reason))], how="diagonal")
 
 
-def in_one_split(clustered: pl.DataFrame) -> pl.DataFrame:
-    """Return the prompts, each in the split of the prompt that stands for its cluster."""
+def in_one_split(clustered: pl.DataFrame, seen: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the prompts, each in the split of the prompt that stands for its cluster.
+
+    One that an earlier run has had (``seen``) is in the split that it had there: its cluster was
+    another prompt's then, perhaps.
+    """
     of_cluster = clustered.select(cluster="prompt_id", split="split")
+    if seen is not None:
+        had = seen.select(cluster="prompt_id", split="split")
+        of_cluster = of_cluster.update(had, on="cluster", maintain_order="left")
     return clustered.drop("split").join(of_cluster, "cluster", "left", maintain_order="left")

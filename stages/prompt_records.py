@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant", "tool")
 
+ID_START = len("prompt_")
+SPLIT_DIGITS = 13
+"""Hex digits of the id that decide the split: 52 bits, what a float holds exactly."""
+
 USABLE = "text, or a list of {role, content} whose last turn is the user's"
 
 

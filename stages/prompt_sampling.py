@@ -19,6 +19,7 @@ from stages.prompt_cleaning import (
     without_contaminated,
     without_near_duplicates,
 )
+from stages.prompt_records import ID_START, SPLIT_DIGITS
 from stages.prompt_sources import (
     BundledSource,
     ColumnsSource,
@@ -34,13 +35,8 @@ from stages.tables import PROMPTS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-VERSION = 3
+VERSION = 4
 """Raised when the same configuration would give other rows: stored outputs are then made again."""
-
-ID_START = len("prompt_")
-
-SPLIT_DIGITS = 13
-"""Hex digits of the id that decide the split: 52 bits, what a float holds exactly."""
 
 
 class PromptSamplingConfig(Config):
@@ -108,8 +104,10 @@ def gold_fingerprint(config: PromptSamplingConfig) -> str:
     return file_sha256(require_file(path, "gold", remedy)) if path else ""
 
 
-def sample(config: PromptSamplingConfig, seen: pl.Series | None = None) -> Sampled:
+def sample(config: PromptSamplingConfig, seen: pl.DataFrame | None = None) -> Sampled:
     """Return the prompts that ``config`` asks for, without those whose id is among ``seen``.
+
+    ``seen`` has prompt_id and split of prompts that were sampled before.
 
     A conversation is held out or trained on by its own text, and drawn by its text and the seed:
     neither other rows nor the order of a file moves a prompt from one split to the other.
@@ -126,7 +124,7 @@ def sample(config: PromptSamplingConfig, seen: pl.Series | None = None) -> Sampl
     _require_prompts(prompts, config, bad_rows)
     clean, contaminated = without_contaminated(prompts, config.decontaminate)
     unlike, alike = without_near_duplicates(clean, seen, config.near_duplicates)
-    prompts = in_one_split(split(unlike, config.sources))
+    prompts = in_one_split(split(unlike, config.sources), seen)
     drawn = mix(_new(prompts, seen), config)
     if config.gold:
         planted = gold_prompts(config.gold, drawn.filter(split="train").height, config.seed)
@@ -227,11 +225,11 @@ def _drawn(prompts: pl.DataFrame, quota: int, source: PromptSource, seed: int) -
     return ranked.filter(pl.col("rank") <= pl.col("quota")).drop("draw_id", "quota", "rank")
 
 
-def _new(prompts: pl.DataFrame, seen: pl.Series | None) -> pl.DataFrame:
+def _new(prompts: pl.DataFrame, seen: pl.DataFrame | None) -> pl.DataFrame:
     """Return the prompts that are not among ``seen``."""
     if seen is None or seen.is_empty():
         return prompts
-    new = prompts.join(seen.to_frame("prompt_id"), "prompt_id", how="anti")
+    new = prompts.join(seen, "prompt_id", how="anti")
     if new.is_empty():
         raise NoNewPromptsError(
             f"no new prompts: earlier runs have had all {prompts.height}",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 
-RULES_VERSION = "task-families-1"
+RULES_VERSION = "task-families-2"
 """Raised when a verifier changes: stored judgments are then made again."""
 
 

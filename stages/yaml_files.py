@@ -26,6 +26,18 @@ class _Loader(yaml.SafeLoader):
             seen.add((key.tag, str(key.value)))
         return node
 
+    def construct_scalar(self, node: Any) -> Any:
+        value: Any = super().construct_scalar(node)
+        if isinstance(value, str):
+            try:
+                # JSON writes an emoji as two escapes, which YAML reads as two halves.
+                return value.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeError:
+                raise yaml.MarkedYAMLError(
+                    problem="half a character", problem_mark=node.start_mark
+                ) from None
+        return value
+
     def construct_document(self, node: yaml.Node) -> Any:
         self.deep_construct = True  # so that an alias within its own anchor is an error
         return super().construct_document(node)

@@ -109,7 +109,28 @@ def test_a_limit_is_no_part_of_what_names_a_run():
         config = resolve({"name": "small", "budget": limits}, "test")
         return make_run_id("refresh", config, policy, {}, 0)
 
-    assert run_id(max_cost=1.0) == run_id(max_tokens=5) == run_id()
+    assert run_id(max_tokens=5) == run_id(max_tokens=6) == run_id()
+
+
+def test_a_limit_of_cost_needs_prices(monkeypatch):
+    def configured(prices, judge_prices=None, **endpoint):
+        served = {"endpoint": {"base_urls": ["http://127.0.0.1:9/v1"], **endpoint}}
+        generator = {"engine": "openai", "model": "big", "prices": prices, **served}
+        judge = {"kind": "judge", "name": "j", "model": "m", "rubric": "helpfulness", **served}
+        sections = {"scoring": {"scorers": [{"kind": "rules"}, {**judge, "prices": judge_prices}]}}
+        generation = {"generators": [generator]}
+        return resolve(
+            {"name": "a", "budget": {"max_cost": 1.0}, "generation": generation, **sections}, "t"
+        )
+
+    price = {"prompt_per_million_tokens": 1.0, "completion_per_million_tokens": 2.0}
+    free = dict.fromkeys(price, 0.0)
+    with pytest.raises(ConfigError, match="no `prices` are set, of any endpoint"):
+        configured(None)
+    with pytest.raises(ConfigError, match="no `prices` are set, of 'j'"):
+        configured(price, api_key_variable="A_KEY")
+    configured(price)
+    configured(price, free, api_key_variable="A_KEY")
 
 
 @pytest.mark.parametrize("limits", [{"max_cost": 0}, {"max_tokens": -1}, {"max_usd": 1}])

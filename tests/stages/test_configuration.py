@@ -235,7 +235,7 @@ OPERATIONS = {
             {"endpoint": {"attempts": 9}},
         )
     ],
-    "budget": [{}, {"max_cost": 1.0}, {"max_tokens": 9}],
+    "budget": [{}, {"max_tokens": 4}, {"max_tokens": 9}],
 }
 
 

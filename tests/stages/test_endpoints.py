@@ -7,8 +7,11 @@ import time
 from collections import Counter
 
 import aiohttp
+import httpx
+import openai
 import pytest
 
+from stages import endpoint_preflight
 from stages.budget import BLIND_REQUESTS, Budget, Prices, Usage
 from stages.configuration import Config
 from stages.endpoint_answers import refusal
@@ -387,6 +390,50 @@ def test_tokens_per_minute_hold_requests_back():
         assert time.monotonic() - started >= 0.2
 
 
+def test_few_are_asked_until_one_shows_how_many_tokens_it_takes():
+    known = []
+
+    def respond(body):
+        known.append(stub.asked.total())
+        return "one two"
+
+    with Stub(latency_seconds=0.1, respond=respond) as stub:
+        asked(pool_of(stub, tokens_per_minute=600_000, maximum_in_flight=64), range(64))
+    assert known[0] == BLIND_REQUESTS
+    with Stub(faults={"http_500": 0.9}) as stub:
+        answers = asked(pool_of(stub, tokens_per_minute=600_000, attempts=2), range(30))
+    assert set(answers.values()) >= {"http_500"}, "failures let the next ones go"
+
+
+def test_no_turns_gather_while_no_server_can_be_used():
+    # 20 a second. For 0.5 s the only server says to wait: then not the 10 of that time at once.
+    with Stub(maximum_concurrent=0, retry_after="1") as stub:
+        pool = pool_of(stub, requests_per_minute=1_200)
+        times = []
+
+        async def work(item):
+            await pool.post("/chat/completions", body(item))
+            times.append(time.monotonic())
+
+        with pool:
+            mapping = pool.map(work, range(45))
+            threading.Timer(0.5, lambda: setattr(stub, "maximum_concurrent", None)).start()
+            list(mapping)
+    assert max(times) - min(times) >= 20 / 20 - 0.1, "a second's worth, the others one by one"
+
+
+@pytest.mark.parametrize(
+    ("key", "stored"), [("token", "a token to test"), ("a-secret-key-0123", "a *** to test")]
+)
+def test_an_answer_is_kept_word_for_word_but_for_a_real_key(monkeypatch, key, stored):
+    monkeypatch.setenv("STUB_KEY", key)
+    budget = Budget()
+    with Stub(api_key=key, respond=lambda _: f"a {key} to test") as stub:
+        answers = asked(pool_of(stub, budget=budget, api_key_variable="STUB_KEY"), range(1))
+    assert answers == {0: stored}
+    assert budget.tokens > 0
+
+
 def test_the_key_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("STUB_KEY", "secret")
     with Stub(api_key="secret") as stub:
@@ -420,6 +467,23 @@ def test_the_preflight_names_what_is_served():
 
 def test_the_preflight_says_that_nobody_is_there():
     with pytest.raises(EndpointError, match=r"no server can be reached \(http://127.0.0.1:9/v1"):
+        pool_of(GONE).check("stub-model")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_refuses_for_now_is_left_out(monkeypatch, status):
+    refused = httpx.Response(status, request=httpx.Request("GET", GONE))
+    served = endpoint_preflight._served
+
+    def answered(url, *rest):
+        if url == GONE:
+            raise openai.APIStatusError("loading", response=refused, body=None)
+        return served(url, *rest)
+
+    monkeypatch.setattr(endpoint_preflight, "_served", answered)
+    with Stub() as stub:
+        assert pool_of(GONE, stub).check("stub-model").context_tokens == 4096
+    with pytest.raises(UnreachableError, match=r"no server can be reached .*loading"):
         pool_of(GONE).check("stub-model")
 
 

@@ -372,6 +372,21 @@ def test_a_candidate_of_two_pairs_counts_once_for_the_spread():
     assert found["a"][2] == pytest.approx(1.5**0.5)
 
 
+def test_reference_and_edited_answers_do_not_make_a_prompt_easier():
+    of_scores = scores({"hard": {"s1": 0.0, "s2": 0.0, "given": 1.0, "better": 1.0}})
+    of_pairs = pairs(scored_pair("hard", 1.0, 0.0, scorer="rules"))
+    kinds = {"hard_c": "w0", "hard_r": "w0", "s1": "w0", "given": "reference", "better": "edited"}
+    answers = candidates(
+        *(
+            {"candidate_id": one, "completion": one, "weights_hash": kind}
+            for one, kind in kinds.items()
+        )
+    )
+    config = only(minimum_prompt_success=0.1)
+    (decided,) = filter_pairs(of_pairs, answers, config, scores=of_scores).decisions.to_dicts()
+    assert (decided["kept"], decided["value"]) == (False, 0.0)
+
+
 def test_prompts_that_are_too_hard_or_too_easy_are_dropped():
     by_prompt = {
         "hard": {"h1": 1.0, "h2": 0.0, "h3": 0.0, "h4": 0.0},

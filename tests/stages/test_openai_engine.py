@@ -1,6 +1,8 @@
 """The engine over HTTP: exactly N samples for every prompt, each on its own, whatever happens."""
 
+import itertools
 import random
+import threading
 from collections import Counter
 
 import pytest
@@ -11,7 +13,7 @@ from transformers import AutoTokenizer
 from stages.budget import Budget, Prices
 from stages.endpoint_settings import EndpointConfig
 from stages.endpoints import EndpointPool
-from stages.errors import EndpointError
+from stages.errors import BudgetError, EndpointError
 from stages.generation import Request, SampledCompletion
 from stages.generation_settings import Sampling
 from stages.openai_engine import KnownModel, OpenAIEngine, OpenAISettings, read_choices
@@ -207,6 +209,37 @@ def test_answers_that_were_there_before_the_server_went_are_kept():
                 answers.extend(one for (one,) in engine.answers(batches(), SAMPLING))
     assert len(answers) >= 85
     assert not any(answer.missing for answer in answers)
+
+
+def test_samples_that_are_there_come_before_what_stops_the_run():
+    """One choice a request; the server is gone after 40, or the budget is spent."""
+    asked, settings = itertools.count(1), OpenAISettings(maximum_choices_per_request=1)
+
+    def respond(body):
+        if next(asked) == 40:
+            threading.Thread(target=stub.stop).start()
+        return f"{body['seed']}"
+
+    with Stub(respond=respond, latency_seconds=0.002) as stub:
+        config = EndpointConfig(
+            base_urls=[stub.url], maximum_in_flight=16, give_up_after_seconds=0.2
+        )
+        with EndpointPool(config, backoff_seconds=0.001) as pool:
+            engine = OpenAIEngine(pool, "stub-model", KnownModel("m", "w"), settings)
+            answers = []
+            with pytest.raises(EndpointError, match="no server could be used"):
+                answers.extend(a for (a,) in engine.answers([map(request, range(9))], SAMPLING))
+    there = sum(len(answer.samples) - answer.missing for answer in answers)
+    assert 30 <= there <= stub.answered.total()
+
+    budget = Budget(maximum_tokens=50)
+    with Stub() as stub:
+        config = EndpointConfig(base_urls=[stub.url])
+        with EndpointPool(config, budget, backoff_seconds=0.001) as pool:
+            engine = OpenAIEngine(pool, "stub-model", KnownModel("m", "w"), settings)
+            with pytest.raises(BudgetError):
+                answers = [a for (a,) in engine.answers([[request(0, samples=64)]], SAMPLING)]
+    assert stub.served < 20
 
 
 def test_prices_make_the_cost_of_an_answer_with_all_that_was_asked_for_it():

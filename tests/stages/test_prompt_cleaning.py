@@ -64,7 +64,7 @@ def test_the_first_source_keeps_a_near_duplicate_and_what_is_dropped_is_recorded
 def test_a_prompt_that_an_earlier_run_has_had_stands_for_its_cluster():
     both = listed(QUESTION, name="a"), listed(QUESTION.upper(), "Another one?", name="b")
     ids = said(sampled(*both).prompts)
-    seen = pl.Series([ids[QUESTION.upper()]])
+    seen = pl.DataFrame({"prompt_id": [ids[QUESTION.upper()]], "split": ["train"]})
     result = sampled(*both, near_duplicates=DROP, seen=seen)
     assert set(said(result.prompts)) == {"Another one?"}
     assert result.dropped["prompt_id"].to_list() == [ids[QUESTION]]
@@ -97,6 +97,42 @@ def test_near_duplicates_kept_are_in_one_split():
     alone = sampled(source).prompts
     plain = dict(zip(prompt_texts(alone), alone["split"], strict=True))
     assert any(len({plain[text] for text in group}) == 2 for group in groups)
+
+
+def clusters(count, size):
+    """Return so many groups of prompts that are nearly the same, each of 60 words."""
+    draw = np.random.default_rng(7)
+    groups = []
+    for words in draw.integers(0, 10**6, (count, 60)).tolist():
+        changed = [[*words[:i], "other", *words[i + 1 :]] for i in range(5, 5 * size, 5)]
+        groups.append([" ".join(map(str, each)) for each in [words, *changed]])
+    return groups
+
+
+@pytest.mark.parametrize("config", [DROP, SPLIT])
+def test_the_share_held_out_is_that_of_the_clusters(config):
+    groups = clusters(400, 8)
+    source = listed(*(text for group in groups for text in group), heldout_share=0.1)
+    result = sampled(source, near_duplicates=config)
+    texts = dict(zip(prompt_texts(result.prompts), result.prompts["split"], strict=True))
+    held = [any(texts.get(text) == "heldout" for text in group) for group in groups]
+    assert 0.05 < sum(held) / len(held) < 0.16  # 40 clusters, three standard deviations: 22 to 58
+
+
+@pytest.mark.parametrize("seen_splits", [["train"], ["train", "heldout"]])
+def test_what_was_seen_keeps_its_cluster_in_its_split(seen_splits):
+    """Runs that each draw a part: of no cluster one prompt is trained on and one held out."""
+    groups = clusters(60, 4)
+    source = listed(*(text for group in groups for text in group), heldout_share=0.4)
+    seen = pl.DataFrame(schema={"prompt_id": pl.String, "split": pl.String})
+    split_of, group_of = {}, {text: i for i, group in enumerate(groups) for text in group}
+    for night in range(4):
+        found = sampled(source, near_duplicates=SPLIT, seen=seen, maximum_prompts=50, seed=night)
+        for text, split in zip(prompt_texts(found.prompts), found.prompts["split"], strict=True):
+            assert split_of.setdefault(group_of[text], split) == split
+        had = found.prompts.select("prompt_id", "split")
+        seen = pl.concat([seen, had.filter(pl.col("split").is_in(seen_splits))])
+    assert set(split_of.values()) == {"train", "heldout"}
 
 
 @settings(max_examples=25, deadline=None)

@@ -215,14 +215,11 @@ def test_strata_share_by_their_sizes_if_asked(tmp_path, maximum, expected):
 
 def test_prompts_seen_before_are_passed_over_and_move_no_other(tmp_path):
     source = file_source(numbered(tmp_path / "a.jsonl", 40), heldout_share=0.5, maximum_rows=10)
-    config, seen, nights = (
-        PromptSamplingConfig(sources=(source,)),
-        pl.Series([], dtype=pl.String),
-        [],
-    )
+    config, nights = PromptSamplingConfig(sources=(source,)), []
+    seen = pl.DataFrame(schema={"prompt_id": pl.String, "split": pl.String})
     for _ in range(4):
         nights.append(sample(config, seen).prompts)
-        seen = pl.concat([seen, nights[-1]["prompt_id"]])
+        seen = pl.concat([seen, nights[-1].select("prompt_id", "split")])
     every = sampled(file_source(tmp_path / "a.jsonl", heldout_share=0.5))
     assert pl.concat(nights).sort("prompt_id").equals(every.sort("prompt_id"))
     with pytest.raises(NoNewPromptsError, match="earlier runs have had all 40"):

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
         ("a: &a [*a]\n", "recursive"),
         ("a: " + "[" * 3000, "recursion"),
         ("name: caf\xe9\n".encode("latin-1"), "utf-8"),
+        ('name: "a \\ud83d"\n', "half a character"),
     ],
-    ids=["twice", "twice in a row", "no date", "within itself", "deep", "not UTF-8"],
+    ids=["twice", "twice in a row", "no date", "within itself", "deep", "not UTF-8", "half"],
 )
 def test_what_is_no_usable_yaml_is_an_error_that_names_the_file(
     tmp_path: Path, text: str | bytes, found: str
@@ -34,6 +35,12 @@ def test_what_is_no_usable_yaml_is_an_error_that_names_the_file(
         read_yaml_file(path, "see the docs")
     assert raised.value.where == str(path)
     assert raised.value.remedy == "see the docs"
+
+
+def test_characters_of_two_escapes_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text('- "\\ud83d\\ude00"\n- a\U0001f600b\n')
+    assert read_yaml_file(path) == ["\U0001f600", "a\U0001f600b"]
 
 
 def test_merged_keys_may_be_overridden_and_equal_keys_of_two_mappings_stay(tmp_path: Path) -> None:
