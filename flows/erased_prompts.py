@@ -23,8 +23,8 @@ def cut_short(checkpoints: Path) -> list[Path]:
     return [folder for folder in folders if not is_locked(folder / LOCK)]
 
 
-def sources_with(workspace: Workspace, prompt_id: str, run_ids: Sequence[str]) -> list[str]:
-    """Return the sources of these runs that hold the prompt now, or that cannot be read."""
+def sources_with(workspace: Workspace, prompt_ids: set[str], run_ids: Sequence[str]) -> list[str]:
+    """Return the sources of these runs that hold one of the prompts, or that cannot be read."""
     from flows.configuration import load_config
 
     found: dict[str, str] = {}  # a source's settings to what is said of it; runs share sources
@@ -37,19 +37,19 @@ def sources_with(workspace: Workspace, prompt_id: str, run_ids: Sequence[str]) -
         for source in prompts.sources:
             key = source.model_dump_json()
             if key not in found:
-                found[key] = _holding(source, prompts.seed, prompt_id)
+                found[key] = _holding(source, prompts.seed, prompt_ids)
     return sorted({said for said in found.values() if said})
 
 
-def _holding(source: PromptSource, seed: int, prompt_id: str) -> str:
-    """Return the source's name if it holds the prompt or cannot be read, else ""."""
+def _holding(source: PromptSource, seed: int, prompt_ids: set[str]) -> str:
+    """Return the source's name if it holds one of the prompts or cannot be read, else ""."""
     from stages.prompt_sources import read_source
 
     try:
         prompts, _ = read_source(source, seed)
     except (PrefmillError, OSError) as error:
         return f"{source.name} (cannot be read: {error})"
-    return source.name if prompt_id in prompts["prompt_id"] else ""
+    return source.name if prompt_ids & set(prompts["prompt_id"]) else ""
 
 
 def redraw(workspace: Workspace, run_ids: Sequence[str]) -> None:

@@ -96,7 +96,8 @@ def select_rows(schema: Table, paths: Sequence[str]) -> str:
     """The query of the rows of a table's part-files, with their stage keys.
 
     Columns are named one by one: a ``NAME=VALUE`` folder above the workspace would otherwise show
-    up as a hive column of its own.
+    up as a hive column of its own. Where it has a column's name it would take that one's place, so
+    that the stage key is read from the path by hand.
     """
     if not paths:
         empty = ", ".join(
@@ -104,6 +105,13 @@ def select_rows(schema: Table, paths: Sequence[str]) -> str:
         )
         return f"SELECT {empty}, CAST(NULL AS VARCHAR) AS {STAGE_KEY} WHERE false"
     files = ", ".join(literal(path) for path in paths)
+    root = paths[0].rpartition(f"/{STAGE_KEY}=")[0]
+    above = {name.lower() for name in re.findall(r"([^/=]+)=", root)}
+    if above & {STAGE_KEY, *schema.column_names}:
+        key = rf"regexp_extract(filename, '.*/{STAGE_KEY}=([^/]+)/', 1) AS {STAGE_KEY}"
+        names = ", ".join(map(identifier, schema.column_names))
+        options = "hive_partitioning = false, filename = true"
+        return f"SELECT {names}, {key} FROM read_parquet([{files}], {options})"  # noqa: S608 - quoted
     options = f"hive_partitioning = true, hive_types = {{'{STAGE_KEY}': VARCHAR}}"
     return f"SELECT {_columns(schema)} FROM read_parquet([{files}], {options})"  # noqa: S608 - quoted
 

@@ -7,6 +7,7 @@ which holds ids and no words, is on disk before the first table is touched.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import getpass
 import hashlib
@@ -110,6 +111,8 @@ class Found:
     trained_in: list[str]
     runs: list[str]
     """Runs whose prompts it is among."""
+    alike: list[str]
+    """Prompts that sampling dropped as nearly the same: erased with it."""
 
     @property
     def rows(self) -> int:
@@ -128,11 +131,13 @@ def erasure_path(workspace: Workspace, prompt_id: str) -> Path:
 
 
 def without_erased(workspace: Workspace, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of prompts that were never erased."""
+    """Return the rows of prompts that were never erased, nor are nearly the same as such a one."""
     erased = {path.stem for path in (workspace.store / "erasures").glob("*.json")}
     if not erased:
         return rows
-    return rows.filter([erasure_id(prompt_id) not in erased for prompt_id in rows["prompt_id"]])
+    ids = [name for name in ("prompt_id", "kept_prompt_id") if name in rows.columns]
+    kept = [not erased & {erasure_id(i) for i in of_row if i} for of_row in rows[ids].iter_rows()]
+    return rows.filter(kept)
 
 
 def find(workspace: Workspace, prompt_id: str) -> Found:
@@ -145,11 +150,13 @@ def find(workspace: Workspace, prompt_id: str) -> Found:
     parts = {path: rows for path, rows in _rows_about(workspace, ids) if rows}
     planned = _plan_path(workspace, prompt_id)
     trained_in: set[str] = set()
+    alike = _alike(workspace, prompt_id)
     if planned.is_file():
         plan = json.loads(planned.read_bytes())
         parts |= {workspace.root / path: rows for path, rows in plan["parts"].items()}
         ids = Ids(prompt_id, tuple(plan["candidates"]), tuple(plan["pairs"]))
         trained_in = set(plan.get("trained_in", ()))  # the lines that told of them may be gone
+        alike |= set(plan.get("alike", ()))
     elif not words and erasure_path(workspace, prompt_id).is_file():
         parts = {}  # what is left of it are rows without words
     if not parts:
@@ -169,7 +176,8 @@ def find(workspace: Workspace, prompt_id: str) -> Found:
         }
     )
     found = Words(texts, frozenset({prompt_id, *ids.candidates, *ids.pairs}))
-    return Found(ids, found, parts, sorted(trained_in | _trained_in(workspace, ids)), runs)
+    trained = sorted(trained_in | _trained_in(workspace, ids))
+    return Found(ids, found, parts, trained, runs, sorted(alike))
 
 
 def forget(workspace: Workspace, found: Found, reason: str = "") -> Erasure:
@@ -209,6 +217,10 @@ def forget(workspace: Workspace, found: Found, reason: str = "") -> Erasure:
             trained_in=found.trained_in,
             left_in=sorted(workspace.relative(path) for path in left),
         )
+        for each in found.alike:
+            also = replace(erasure, erasure_id=erasure_id(each), rows=0, files=[], trained_in=[])
+            if not erasure_path(workspace, each).is_file():
+                commit_json(erasure_path(workspace, each), asdict(also))
         commit_json(erasure_path(workspace, prompt_id), asdict(erasure))
         _plan_path(workspace, prompt_id).unlink()
     publish(workspace)
@@ -230,6 +242,7 @@ def _write_plan(workspace: Workspace, found: Found) -> None:
         "pairs": found.ids.pairs,
         "parts": parts,
         "trained_in": found.trained_in,
+        "alike": found.alike,
     }
     commit_json(_plan_path(workspace, found.ids.prompt), plan)
 
@@ -265,6 +278,20 @@ def _ids_and_words(workspace: Workspace, prompt_id: str) -> tuple[Ids, set[str]]
     return Ids(prompt_id, tuple(sorted(candidates)), tuple(sorted(pairs))), words - {"", ERASED}
 
 
+def _alike(workspace: Workspace, prompt_id: str) -> set[str]:
+    rows = pl.col("kept_prompt_id") == prompt_id
+    frames = _picked(workspace, DROPPED_PROMPTS.name, rows)
+    return {one for frame in frames for one in frame["prompt_id"]}
+
+
+def models_of(workspace: Workspace, trained_in: list[str]) -> list[str]:
+    """Return the folders of the models of rounds and trainings, those in the workspace from it."""
+    wanted = pl.col("training_id").is_in(trained_in)
+    frames = _picked(workspace, "trainings", wanted)
+    places = dict(r for f in frames for r in f.select("training_id", "result_path").iter_rows())
+    return [places.get(one, f"models/{one}") for one in trained_in]
+
+
 def _texts(value: Any) -> Iterator[str]:
     """Yield the texts of a cell: of a conversation those of its users and assistants.
 
@@ -272,8 +299,9 @@ def _texts(value: Any) -> Iterator[str]:
     """
     if isinstance(value, str):
         yield value
-        if value.startswith("{"):  # gold and ground truth are JSON
-            yield from (text for text in json.loads(value).values() if isinstance(text, str))
+        if value.startswith("{"):  # gold and ground truth are JSON, and other texts may be anything
+            with contextlib.suppress(ValueError, RecursionError):
+                yield from (text for text in json.loads(value).values() if isinstance(text, str))
     else:
         yield from (turn["content"] for turn in value if turn["role"] != "system")
 
@@ -293,10 +321,12 @@ def _trained_in(workspace: Workspace, ids: Ids) -> set[str]:
     for frame in _picked(workspace, EXPORT_ROWS.name, ids.of_tables[EXPORT_ROWS.name]):
         exported.update(frame["export_id"])
     contents: set[str] = set()
+    paths: set[str] = set()
     trained_on: set[str] = set()
     for path in part_files(workspace, EXPORTS.name):
         rows = scan_parts(path).filter(pl.col("export_id").is_in(list(exported))).collect()
         contents.update(rows["sha256"])
+        paths.update(rows["path"])
         # Nobody trains on the held-out file.
         trained_on.update([_key(path)] if "train" in rows["split"] else [])
     trained: set[str] = set()
@@ -306,7 +336,9 @@ def _trained_in(workspace: Workspace, ids: Ids) -> set[str]:
         read = {d.stage_key for d in record.inputs if d.table == EXPORTS.name}
         if record.stage == "train" and read & trained_on:
             trained.add(f"round_{record.stage_key}")
-    for frame in _picked(workspace, "trainings", pl.col("data_sha256").is_in(list(contents))):
+    # By its place too: an earlier erasure may have rewritten the file.
+    same = pl.col("data_sha256").is_in(list(contents)) | pl.col("data_path").is_in(list(paths))
+    for frame in _picked(workspace, "trainings", same):
         trained.update(frame["training_id"])
     return trained
 

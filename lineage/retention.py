@@ -137,16 +137,15 @@ def _keys(workspace: Workspace, run_id: str) -> dict[str, str]:
 def _with_sweeps(
     runs: Sequence[RunRecord], old: Sequence[RunRecord], keys: dict[str, dict[str, str]]
 ) -> list[RunRecord]:
-    """Return the runs to remove, a sweep's with the run whose candidates it pairs."""
-    kept = {
-        keys[run.run_id].get("generate") for run in runs if run.flow != "sweep" and run not in old
-    }
-    return [
-        run
-        for run in runs
-        if (run.flow == "sweep" and keys[run.run_id].get("generate") not in kept)
-        or (run.flow != "sweep" and run in old)
-    ]
+    """Return the runs to remove, a sweep's with the run whose candidates it pairs.
+
+    One under way is kept, and so are the candidates that a sweep under way reads.
+    """
+    sweeps = [run for run in runs if run.flow == "sweep" and run.status != "running"]
+    others = [run for run in runs if run.flow != "sweep"]
+    kept = {keys[run.run_id].get("generate") for run in others if run not in old}
+    gone = [run for run in sweeps if keys[run.run_id].get("generate") not in kept]
+    return [run for run in runs if run in gone or (run in others and run in old)]
 
 
 def _models_named(workspace: Workspace, kept: Iterable[RunRecord]) -> set[str]:

@@ -106,12 +106,12 @@ def forget(prompt_id: str, reason: str, dry_run: bool, root: Path, as_json: bool
       prefmill lineage forget --prompt prompt_0123456789abcdef0123 --reason "request 17"
     """
     from flows.erased_prompts import cut_short, redraw, sources_with
-    from lineage.erasure import find
+    from lineage.erasure import find, models_of
     from lineage.erasure import forget as erase
 
     workspace = workspace_at(root)
     found = find(workspace, prompt_id)
-    sources = sources_with(workspace, prompt_id, found.runs)
+    sources = sources_with(workspace, {prompt_id, *found.alike}, found.runs)
     files, left = sorted(map(workspace.relative, found.parts)), []
     if not dry_run:
         erasure = erase(workspace, found, reason)
@@ -133,8 +133,8 @@ def forget(prompt_id: str, reason: str, dry_run: bool, root: Path, as_json: bool
         return
     done = "would erase" if dry_run else "erased"
     click.echo(f"{done} {found.rows} rows; {len(files)} files; runs {', '.join(found.runs)}")
-    for round_id in found.trained_in:
-        click.echo(f"trained on it, and cannot unlearn it: models/{round_id}", err=True)
+    for folder in models_of(workspace, found.trained_in):
+        click.echo(f"trained on it, and cannot unlearn it: {folder}", err=True)
     for folder in checkpoints:
         sentence = "a training was cut short and may have learned from it; delete the folder"
         click.echo(f"{folder}: {sentence}", err=True)

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from flows.cli import cli
 from lineage.database import rebuild
-from lineage.erasure import erasure_path, find, forget, without_erased
+from lineage.erasure import erasure_path, find, forget, models_of, without_erased
 from lineage.liveness import at_work
 from lineage.query import query
 from lineage.workspace import exclusive_lock, write_part
 from stages.content_ids import file_sha256
 from stages.errors import UnknownIdError, WorkspaceError
-from stages.tables import PAIRS, table
+from stages.tables import DROPPED_PROMPTS, PAIRS, PROMPTS, TRAININGS, table
 from tests.lineage.written_workspace import (
     asked,
     config_of,
@@ -26,6 +26,7 @@ from tests.lineage.written_workspace import (
     refresh,
     said,
 )
+from tests.stages.rows import table_of
 
 ZEBRA_3 = [asked("zebra", 3)[:30], said("zebra", 3, "good")[:40], said("zebra", 3, "bad")[:40]]
 """Beginnings without ends of lines, unlike those of other prompts."""
@@ -212,6 +213,54 @@ def test_an_unknown_prompt_is_refused(written, asked_for):
 def test_erased_prompts_are_passed_over(written):
     frame = table("prompts").empty()
     assert without_erased(written, frame) is frame
+
+
+def test_texts_that_begin_like_json_are_erased_too(written):
+    wanted = prompt_id(written, asked("zebra", 3))
+    ((path, _),) = [
+        item for item in find(written, wanted).parts.items() if item[0].parts[-3] == "candidates"
+    ]
+    about = pl.col("prompt_id") == wanted
+    text = "{x | x > 0} is a set of positive numbers"
+    rows = pl.read_parquet(path, hive_partitioning=False, glob=False)
+    rows = rows.with_columns(
+        pl.when(about).then(pl.lit(text)).otherwise("completion").alias("completion")
+    )
+    rows.write_parquet(path)
+    found = find(written, wanted)
+    assert text in found.words.texts
+    forget(written, found)
+    assert files_that_hold(written, [*ZEBRA_3, text]) == set()
+
+
+def test_what_was_nearly_the_same_stays_away_too(written, config):
+    wanted = prompt_id(written, asked("zebra", 3))
+    dropped = table_of(
+        DROPPED_PROMPTS,
+        [{"prompt_id": "prompt_alike", "kept_prompt_id": wanted, "reason": "near_duplicate"}],
+    )
+    write_part(written, DROPPED_PROMPTS, "k-dropped", 0, dropped, {})
+    found = find(written, wanted)
+    assert found.alike == ["prompt_alike"]
+    forget(written, found)
+    again = table_of(PROMPTS, [{"prompt_id": i, "split": "train"} for i in ("prompt_alike", "new")])
+    assert without_erased(written, again)["prompt_id"].to_list() == ["new"]
+    assert without_erased(written, dropped).is_empty()
+
+
+def test_a_training_on_the_file_is_named_after_another_erasure_too(written):
+    row = query(written, "SELECT path, sha256 FROM exports WHERE format = 'trl_jsonl'").row(0)
+    training = {"training_id": "training_1", "objective": "sft", "data_path": row[0]}
+    training |= {"data_sha256": row[1], "result_path": "/elsewhere/model"}
+    write_part(written, TRAININGS, "k-training", 0, table_of(TRAININGS, [training]), {})
+    first, second = (prompt_id(written, asked("zebra", number)) for number in (3, 4))
+    assert "training_1" in find(written, first).trained_in
+    forget(written, find(written, first))
+    named = find(written, second).trained_in
+    assert models_of(written, named) == [
+        "/elsewhere/model" if name == "training_1" else f"models/{name}" for name in named
+    ]
+    assert "training_1" in named
 
 
 def test_the_command_says_where_it_is_and_which_source_still_has_it(written):

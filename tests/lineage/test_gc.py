@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from flows.cli import cli
 from flows.stage_runner import RunContext, StageSpec, run_stage
 from lineage.database import rebuild
+from lineage.liveness import at_work
 from lineage.query import query
 from lineage.records import RunRecord, read_run, write_run
 from lineage.removal import read_removal
@@ -192,6 +193,23 @@ def test_a_sweeps_run_goes_with_the_run_that_it_pairs(two_written):
         copy.write_text(json.dumps(values))
     assert plan(written, Retention(keep=2), NOW).runs == []
     assert set(plan(written, Retention(keep=1), NOW).runs) == {"run-a", "swept"}
+
+
+def test_a_sweep_under_way_stays_with_the_candidates_that_it_reads(two_written):
+    written = two_written
+    sweep = replace(read_run(written, "run-a"), run_id="swept", flow="sweep")
+    write_run(written, replace(sweep, status="running", ended_at=None))
+    stage = written.runs / "run-a" / "stages" / "generate.json"
+    if not stage.is_file():
+        (stage,) = (written.runs / "run-a" / "stages").glob("*generate*.json")
+    values = {**json.loads(stage.read_text()), "run_id": "swept"}
+    copy = written.runs / "swept" / "stages" / stage.name
+    copy.parent.mkdir()
+    copy.write_text(json.dumps(values))
+    with at_work(written, "swept"):
+        made = plan(written, Retention(keep=1), NOW)
+    assert made.runs == ["run-a"]
+    assert values["stage_key"] not in made.parts
 
 
 def test_a_killed_collection_is_gone_on_with(two_written, monkeypatch):

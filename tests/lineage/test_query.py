@@ -11,6 +11,7 @@ from lineage.database import publish, rebuild
 from lineage.query import query
 from lineage.workspace import Workspace
 from stages.errors import DataError, MissingFileError, PrefmillError, WorkspaceError
+from tests.lineage.small_workspace import write_small_workspace
 
 
 def test_returns_a_frame_and_binds_values(published):
@@ -80,6 +81,8 @@ def serialized(target):
         "EXPLAIN ANALYZE " + COPYING_CTE,
         "/* x */ EXPLAIN ANALYZE " + COPYING_CTE,
         "EXPLAIN (ANALYZE) " + COPYING_CTE,
+        "EXPLAIN (ANALYZE /*) SELECT 1 --*/) COPY (SELECT 1) TO '{target}'",
+        "EXPLAIN (ANALYZE /*) SELECT 1 --*/) " + COPYING_CTE,
         "WITH x AS (DELETE FROM runs RETURNING 1) FROM x",
         "SELECT (" + COPYING_CTE + ")",
         "EXPORT DATABASE '{target}'",
@@ -244,6 +247,16 @@ def test_a_moved_workspace_is_named_and_mended_by_rebuild(workspace, tmp_path):
         query(moved, "FROM pairs")
     rebuild(moved)
     assert query(moved, "FROM pairs").height == 3
+
+
+@pytest.mark.parametrize("folder", ["seed=7", "split=a", "Stage_Key=x", "temperature=high"])
+def test_a_folder_named_like_a_column_changes_no_answer(published, tmp_path, folder):
+    moved = Workspace(tmp_path / folder / "w")
+    write_small_workspace(moved)
+    publish(moved)
+    for table in ("candidates", "prompts", "pair_quality", "funnel"):
+        sql = f"SELECT * FROM {table} ORDER BY ALL"
+        assert query(moved, sql).equals(query(published, sql)), table
 
 
 def test_a_broken_database_is_named_and_mended_by_rebuild(workspace):
