@@ -18,10 +18,11 @@ from stages.generation_settings import GenerationConfig
 from stages.noise_voters import NoiseConfig, why_no_noise
 from stages.pairing import PairingConfig
 from stages.prompt_sampling import PromptSamplingConfig
-from stages.scoring import ScoringConfig
+from stages.scoring import RulesScorer, ScoringConfig
 from stages.yaml_files import read_yaml_file
 from trainer.capabilities import CardConfig
 from trainer.dpo_settings import DPOTrainingConfig
+from trainer.evaluation import METRICS
 from trainer.gate import GateConfig
 from validators.drift import ValidationConfig
 
@@ -122,6 +123,12 @@ class PipelineConfig(Config):
         return self.evaluation.scorer or self.pairing.scorer
 
     @property
+    def tells_success(self) -> bool:
+        """Whether verifiers compare the policies: they alone say that an answer succeeds."""
+        of_rules = {s.name for s in self.scoring.scorers if isinstance(s, RulesScorer)}
+        return self.evaluating_scorer in of_rules
+
+    @property
     def asked_filters(self) -> FilteringConfig:
         """The filters, with the one on edited answers where there are some and it isn't set."""
         if not self.pairing.needs_edits or self.filters.edit_scored_worse is not None:
@@ -192,6 +199,17 @@ class PipelineConfig(Config):
             raise ValueError(
                 "`gate.maximum_text_loss_growth_nats` limits what is not measured: "
                 "name a file in `evaluation.texts`, or set the limit to null"
+            )
+        metric = self.gate.metric
+        if metric is not None and metric not in METRICS:
+            raise ValueError(
+                f"`gate.metric` names {metric!r}, which is none of the metrics"
+                f"{_near_or_known(metric, list(METRICS))}"
+            )
+        if self.gate.decoding == "greedy" and not self.evaluation.greedy:
+            raise ValueError(
+                "`gate.decoding: greedy` judges what is not measured: "
+                "set `evaluation.greedy: true`, or `gate.decoding: sampled`"
             )
         card, texts = self.evaluation.card, self.evaluation.texts is not None
         known = card.named(texts=texts) if card else []

@@ -177,6 +177,40 @@ def require_comparable(config: PipelineConfig) -> None:
                 remedy=f"name {member.name!r} itself in `evaluation.scorer`, or rules, a reward "
                 "model or a pointwise judge",
             )
+    _require_scores_across_policies(config)
+
+
+def _require_scores_across_policies(config: PipelineConfig) -> None:
+    """Return if the scorer says of single answers, of any policy, how good they are."""
+    name, remedy = config.evaluating_scorer, "name another scorer in `evaluation.scorer`"
+    where = "evaluation.scorer, or pairing.scorer where that is not set"
+    needed = config.scoring.needed_for(name)
+    for voters in needed.judges:
+        if isinstance(voters, scoring.VotesScorer):
+            raise ConfigError(
+                f"{voters.name!r} are people's votes, and nobody has voted on answers that a "
+                "policy is still to give",
+                expected="rules, a reward model or a judge",
+                where=where,
+                remedy=remedy,
+            )
+    for jury in needed.juries:
+        if jury.name == name and jury.vote == "majority":
+            raise ConfigError(
+                f"the jury {name!r} votes on which of one policy's answers are better than its "
+                "others: its scores don't tell whether another policy's are",
+                expected="a jury with `vote: mean`, or a single scorer",
+                where=where,
+                remedy=remedy,
+            )
+    if config.gate.metric == "success" and not config.tells_success:
+        raise ConfigError(
+            f"the gate asks for 'success', which verifiers tell, and {name!r} compares policies",
+            expected="the scorer of kind `rules`",
+            where="gate.metric",
+            remedy="name the rules in `evaluation.scorer`; or set the metric to `score`, or to "
+            "null: the win rate decides",
+        )
 
 
 def _unmeasured(limit: str, asked: str = "", setting: str = "") -> ConfigError:

@@ -119,11 +119,13 @@ def answer_rows(path: Path) -> pl.DataFrame:
     import polars as pl
 
     from trainer.rows import answers_of_pairs
+    from trainer.unpaired_checks import require_boolean_labels
 
     rows = read_rows(path)
     if "completion" not in rows.columns and set(TEXTS) <= set(rows.columns):
         return answers_of_pairs(preference_rows(path))
     _require_columns(rows, ANSWERS, path)
+    require_boolean_labels(rows, str(path))
     rows = rows.with_columns(
         prompt_messages(rows["prompt"], path), answer_texts(rows["completion"], path)
     )

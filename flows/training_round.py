@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 TRAINING_VERSION = 1
 KL_VERSION = 1
-GATE_VERSION = 2
+GATE_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,12 +266,16 @@ def _samples(
     writer: StageWriter, config: PipelineConfig, heldout: pl.DataFrame, answers: Answers
 ) -> pl.DataFrame:
     """Return the scored answers to the held-out prompts of one side of the comparison."""
+    import polars as pl
+
     from trainer.evaluation import scored_samples
 
     columns = ["candidate_id", "prompt_id", "generator", "temperature", "sample_index"]
     columns += ["completion", "completion_tokens", "finish_reason"]
     candidates = writer.read(answers.candidates, columns).filter(generator=answers.generator)
     candidates = candidates.join(heldout.select("prompt_id"), on="prompt_id", how="semi")
+    if not config.tells_success:
+        heldout = heldout.with_columns(verifier=pl.lit(None, pl.String))
     scores = None
     if answers.scores:
         scores = writer.read(answers.scores).filter(scorer=config.evaluating_scorer)

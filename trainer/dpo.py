@@ -7,7 +7,6 @@ log pi_ref(y_l|x))]) (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), or one of 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,12 @@ from trainer.heldout import split
 from trainer.identity import data_sha256, named_weights_hash
 from trainer.isolation import isolated_torch, quiet
 from trainer.launch import train_in_processes
-from trainer.loading import load_chat_tokenizer, load_language_model, load_policy
+from trainer.loading import (
+    load_chat_tokenizer,
+    load_language_model,
+    load_policy,
+    longest_sequence,
+)
 from trainer.model_folder import (
     TrainingResult,
     publish,
@@ -185,8 +189,7 @@ def _prepare(run: _Run, heldout_prompts: frozenset[str]) -> Any:
     require_ready(run.config)
     processes.require_divisible(run.rows.height, run.config)
     tokenizer = _load_tokenizer(run.policy, run.reference)
-    context = json.loads((run.policy / "config.json").read_text()).get("max_position_embeddings")
-    limit = min(run.config.max_length_tokens, context or run.config.max_length_tokens)
+    limit = longest_sequence(run.policy, run.config.max_length_tokens)
     for rows in (run.rows, run.heldout):
         if not rows.is_empty():
             require_trainable(check_rows(rows, tokenizer, limit, heldout_prompts))
@@ -279,7 +282,8 @@ def _checks(run: _Run, trainer: Any) -> CheckCallback:
 
     loaders = copy_of_policy, reference
     measures_kl = run.config.stopping.kl_samples and not processes.sharding()
-    kl = KLEstimator(trainer, loaders, run.config) if measures_kl else None
+    limit = longest_sequence(run.policy, run.config.max_length_tokens)
+    kl = KLEstimator(trainer, loaders, run.config, limit) if measures_kl else None
     heldout = HeldoutPairs(trainer, trainer.eval_dataset) if trainer.eval_dataset else None
     checks = CheckCallback(trainer, run.config, kl, heldout)
     trainer.add_callback(checks)

@@ -26,6 +26,12 @@ FLIPS = "judge_flip_rate"
 UNJUDGED = "judge_missing_rate"
 TEXT_LOSS = "text_nats_per_token"
 
+METRICS = (
+    *("success", "score", "completion_tokens", "truncated", "distinct_answers", "distinct_bigrams"),
+    *(WIN_RATE, LENGTH_CONTROLLED, KL, FLIPS, UNJUDGED, TEXT_LOSS),
+)
+"""All that is measured, where there is something to measure it by."""
+
 READ = "read"
 """The decoding of texts that were given, not answered."""
 

@@ -37,11 +37,14 @@ class KLEstimator:
         trainer: Any,
         loaders: tuple[Callable[[Any], Any], Callable[[Any], Any]],
         config: DPOTrainingConfig,
+        limit: int,
     ) -> None:
         """Choose prompts of ``trainer``.
 
         Given the model in training, ``loaders`` return a copy of the policy and the reference.
+        ``limit`` is of a prompt and its response, in tokens.
         """
+        self.limit = limit
         prompts = trainer.train_dataset["prompt_ids"]
         self.prompts = _chosen(prompts, config.stopping.kl_samples, config.seed)
         self.loaders = loaders
@@ -72,7 +75,7 @@ class KLEstimator:
         padding = [longest - len(prompt) for prompt in self.prompts]
         ids = [[self.pad] * pad + prompt for pad, prompt in zip(padding, self.prompts, strict=True)]
         mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
-        room = max(self.config.max_length_tokens - longest, 1)
+        room = max(self.limit - longest, 1)
         with torch.no_grad():
             rows = policy.generate(
                 torch.tensor(ids, device=policy.device),

@@ -52,3 +52,13 @@ def load_chat_tokenizer(folder: Path) -> Any:
             remedy="choose an instruction-tuned model, or add chat_template.jinja",
         )
     return tokenizer
+
+
+def longest_sequence(folder: Path, limit: int) -> int:
+    """Return ``limit``, or the context of the folder's model where that is less, in tokens."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    # By the configuration's own map of names: GPT-2 calls it n_positions.
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min(limit, context or limit)

@@ -11,6 +11,13 @@ class Private:
     def _send_telemetry(self) -> None:
         """TRL reports each trainer to Hugging Face; training is private."""
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the schedule; of a single step no part is warm-up, which begins at 0."""
+        trainer: Any = self
+        if num_training_steps == 1:
+            trainer.args.warmup_steps = 0
+        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """TRL writes a README.md at every checkpoint; ours comes with the result."""
 

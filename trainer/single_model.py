@@ -20,7 +20,7 @@ from trainer.dpo import METRICS_SCHEMA, metrics_frame
 from trainer.heldout import split
 from trainer.identity import data_sha256, named_weights_hash
 from trainer.isolation import isolated_torch, quiet
-from trainer.loading import load_chat_tokenizer
+from trainer.loading import load_chat_tokenizer, longest_sequence
 from trainer.model_card import trained_weights
 from trainer.model_folder import (
     METRICS,
@@ -222,10 +222,9 @@ def _prepare(run: _Run) -> tuple[Any, list[dict[str, Any]]]:
     if objective.config.adapter:
         require_adapter(objective.config.adapter)
     tokenizer = load_chat_tokenizer(run.base)
-    context = json.loads((run.base / "config.json").read_text()).get("max_position_embeddings")
-    limit = objective.config.max_length_tokens
+    limit = longest_sequence(run.base, objective.config.max_length_tokens)
     rows = pl.concat([run.rows, run.heldout])
-    problems = objective.problems(rows, tokenizer, min(limit, context or limit))
+    problems = objective.problems(rows, tokenizer, limit)
     require_trainable(problems, f"{objective.section} data", objective.rows_are)
     return tokenizer, problems.drop("severity").to_dicts()
 

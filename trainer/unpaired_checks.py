@@ -85,16 +85,27 @@ def check_answers(
     return problem_rows(found, ANSWER_CHECKS)
 
 
+def require_boolean_labels(rows: pl.DataFrame, where: str = "") -> None:
+    """Pass when `label` is true or false.
+
+    Raises:
+        DataError: it is of another type.
+    """
+    if rows["label"].dtype != pl.Boolean:
+        raise DataError(
+            f"`label` holds {rows['label'].dtype}",
+            expected="true of good answers, false of bad",
+            where=where,
+        )
+
+
 def require_labels(rows: pl.DataFrame) -> None:
     """Pass when `label` is true of some answers and false of others.
 
     Raises:
         DataError: otherwise.
     """
-    if rows["label"].dtype != pl.Boolean:
-        raise DataError(
-            f"`label` holds {rows['label'].dtype}", expected="true of good answers, false of bad"
-        )
+    require_boolean_labels(rows)
     good = int(rows["label"].sum())
     if good in {0, rows.height}:
         raise DataError(

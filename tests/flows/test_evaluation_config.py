@@ -35,6 +35,43 @@ def test_a_jury_with_a_judge_of_one_policys_answers_cannot_compare_policies():
         require_comparable(config(**by_jury, evaluation={"scorer": scorer}))
 
 
+def test_people_and_juries_that_vote_cannot_compare_policies():
+    votes = {"kind": "votes", "name": "people", "path": "votes.jsonl"}
+    by_people = {"scoring": {"scorers": [RULES, votes]}, "pairing": {"scorer": "people"}}
+    with pytest.raises(ConfigError, match="nobody has voted on answers that a policy is still"):
+        require_comparable(config(**by_people))
+    require_comparable(config(**by_people, evaluation={"scorer": "rules"}))
+
+    def by_jury(vote):
+        jury = {"kind": "jury", "name": "jury", "members": ["rules", "judge"], "vote": vote}
+        return config(
+            scoring={"scorers": [RULES, judge("helpfulness"), jury]}, pairing={"scorer": "jury"}
+        )
+
+    with pytest.raises(ConfigError, match="'jury' votes on which of one policy's answers"):
+        require_comparable(by_jury("majority"))
+    require_comparable(by_jury("mean"))
+
+
+def test_verifiers_alone_tell_success():
+    def by(scorer, metric):
+        scorers = {"scorers": [RULES, judge("helpfulness")]}
+        return config(scoring=scorers, evaluation={"scorer": scorer}, gate={"metric": metric})
+
+    with pytest.raises(ConfigError, match="asks for 'success', which verifiers tell, and 'judge'"):
+        require_comparable(by("judge", "success"))
+    for scorer, metric in (("judge", "score"), ("rules", "success")):
+        require_comparable(by(scorer, metric))
+
+
+def test_metrics_and_decodings_that_are_not_there_are_refused():
+    with pytest.raises(ConfigError, match=r"`gate.metric` names 'sucess'.*success"):
+        config(gate={"metric": "sucess"})
+    with pytest.raises(ConfigError, match=r"`gate.decoding: greedy` judges what is not"):
+        config(gate={"decoding": "greedy"}, evaluation={"greedy": False})
+    config(gate={"decoding": "greedy"}, evaluation={"greedy": True})
+
+
 def test_a_gate_that_asks_a_pairwise_judge_for_scores_is_refused():
     by_pairs = {"scoring": {"scorers": [judge("pairwise")]}, "pairing": {"scorer": "judge"}}
     for metric in ("success", "score"):

@@ -156,3 +156,14 @@ def test_a_file_of_the_other_kind_is_named(tmp_path):
     pl.DataFrame({**ROWS, "prefix": ["x", "y"]}).write_ndjson(tmp_path / "steps.jsonl")
     with pytest.raises(DataError, match="they are steps"):
         answer_rows(tmp_path / "steps.jsonl")
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0.0], [1, 0], ["yes", "no"], [[True], [False]]])
+def test_labels_that_are_not_true_or_false_are_named(tmp_path, labels):
+    path = tmp_path / "labelled.jsonl"
+    pl.DataFrame({"prompt": ["a"] * 2, "completion": ["b", "c"], "label": labels}).write_ndjson(
+        path
+    )
+    with pytest.raises(DataError, match=r"`label` holds .*Expected true of good answers") as found:
+        answer_rows(path)
+    assert found.value.where == str(path)

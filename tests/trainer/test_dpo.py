@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from transformers import GPT2Config
 
 from stages.configuration import Config
 from stages.content_ids import file_sha256, weights_hash
@@ -18,6 +19,7 @@ from trainer import dpo
 from trainer.checkpoints import is_complete, last_complete
 from trainer.dpo import metrics_frame, train_dpo
 from trainer.dpo_settings import SMOOTHED_LOSSES, DPOTrainingConfig, LossType
+from trainer.loading import longest_sequence
 from trainer.step_metrics import SPEEDS
 from trainer.stopping import StoppingConfig
 
@@ -114,6 +116,19 @@ def test_the_policy_learns_a_clear_preference(uninterrupted):
     assert values(uninterrupted, "rewards/accuracies")[-1] == 1.0
     assert values(uninterrupted, "rewards/margins")[-1] > 0.1
     assert values(uninterrupted, "loss")[-1] < math.log(2) - 0.05
+
+
+def test_a_training_of_one_step_learns(clear_pairs, model_folder, tmp_path):
+    config = QUICK.model_copy(update={"epochs": 1})
+    result = run(clear_pairs.head(QUICK.batch_size), model_folder, tmp_path, config)
+    assert result.steps == 1
+    assert values(result, "learning_rate")[0] == config.learning_rate
+    assert result.weights_hash != result.base_weights_hash
+
+
+def test_a_context_by_another_name_is_the_limit(tmp_path):
+    GPT2Config(n_positions=64).save_pretrained(tmp_path)
+    assert (longest_sequence(tmp_path, 1024), longest_sequence(tmp_path, 32)) == (64, 32)
 
 
 def test_the_saved_model_loads_and_ends_turns(uninterrupted, model_folder):
