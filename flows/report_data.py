@@ -148,8 +148,11 @@ ASKED_SCHEMA = {
 
 def _asked(workspace: Workspace, stage_run: StageRunRecord, record: StageRecord) -> tuple[Any, ...]:
     """Return the row of ``ASKED_SCHEMA`` of a stage: nulls where it asked no model."""
+    # A prompt is read once for all its samples.
+    once = pl.when(pl.col("sample_index") == 0).then("prompt_tokens")
     sums = [
         dataset.scan(workspace)
+        .with_columns(once if dataset.table == "candidates" else "prompt_tokens")
         .select(
             pl.len().cast(pl.Int64).alias("calls"),
             *(

@@ -209,9 +209,18 @@ def check_deployments(path: Path) -> list[str]:
     deployments = found.get("deployments") if isinstance(found, dict) else None
     if not deployments:
         raise ConfigError("no deployments", expected="a list `deployments`", where=str(path))
-    for deployment in deployments:
-        where = f"{path}, deployment {deployment.get('name')!r}"
-        pool = (deployment.get("work_pool") or {}).get("name")
+    for deployment in deployments if isinstance(deployments, list) else [deployments]:
+        if not isinstance(deployment, dict) or not deployment.get("name"):
+            raise ConfigError(
+                f"a deployment without a name: {str(deployment)[:80]!r}",
+                expected="a list of keys and values, `name` among them",
+                where=f"{path}, `deployments`",
+            )
+        where = f"{path}, deployment {deployment['name']!r}"
+        named = deployment.get("work_pool")
+        pool = named.get("name") if isinstance(named, dict) else named
+        if isinstance(named, str):
+            pool = f"{named} (a bare name)"
         if pool != POOL:
             raise ConfigError(
                 f"work pool {pool!r}: nobody would ever start its runs",

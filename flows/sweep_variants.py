@@ -94,7 +94,7 @@ def _pairing(run: PairingConfig, written: str) -> dict[str, Any]:
         for key, value in run.model_dump(mode="json").items()
         if name in STRATEGIES_WITH.get(key, (name,))
     }
-    read = {key: yaml.safe_load(value) for key, value in parameters.items()}
+    read = {key: _value(value, written) for key, value in parameters.items()}
     return {**kept, "strategy": name, **read}
 
 
@@ -103,7 +103,19 @@ def _scorer(written: str) -> dict[str, Any]:
     if "*" not in written:
         return {"scorer": written, "weights": {}}
     parts = [part.rpartition("*") for part in written.split("+")]
-    return {"weights": {name: yaml.safe_load(weight) for name, _, weight in parts}}
+    return {"weights": {name: _value(weight, written) for name, _, weight in parts}}
+
+
+def _value(text: str, written: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"{text!r} is no value",
+            expected="NAME or NAME:KEY=VALUE of a strategy, NAME*WEIGHT of a scorer",
+            where=f"{written!r} of the sweep",
+            remedy="commas are between strategies or scorers: they can't be in a value",
+        ) from None
 
 
 def _by(pairing: dict[str, Any], decides: dict[str, Any]) -> dict[str, Any]:

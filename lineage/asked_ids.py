@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def resolve(workspace: Workspace, reader: RowReader, text: str) -> Asked:
     if text == LATEST:
         return "run", require_run(workspace, LATEST).run_id
     if place := re.fullmatch(r"(.+):(\d+)", text):
-        text = _id_at(workspace, reader, place[1], int(place[2]))
+        text = _id_at(workspace, reader, place[1], min(int(place[2][:19]), sys.maxsize))
     text = text[:LONGEST_ID]
     found = reader.rows(_FITTING.format(_known(text), "id = $1"), text)
     if not found and text:
@@ -123,7 +124,8 @@ def _parquet_row(path: Path, row: int) -> Any:
         rows = file.read(names)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"not a Parquet file: {error}", where=str(path)) from None
-    if not 1 <= row <= (count := file.metadata.num_rows):
+    count = file.metadata.num_rows
+    if not 1 <= row <= count:
         raise DataError(f"no row {row}", expected=f"1 to {count}", where=f"{path}:{row}")
     return rows.slice(row - 1, 1).to_pylist()[0] if names else {}
 

@@ -41,7 +41,9 @@ def query(
     connection = connect(workspace)
     try:
         require_reading(connection, sql)
-        arrow = connection.sql(sql, params=parameters).to_arrow_table()
+        relation = connection.sql(sql, params=parameters)
+        _require_no_interval(relation)
+        arrow = relation.to_arrow_table()
         frame = cast("pl.DataFrame", pl.from_arrow(arrow))
     except (duckdb.Error, pl.exceptions.PolarsError) as error:
         raise _sql_error(error, sql) from None
@@ -113,6 +115,16 @@ def require_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     if others := more_than_reading(connection, text):
         reading = kind in {"SELECT", "EXPLAIN"}
         raise _refused(others[0] if reading else f"a statement of type {kind}")
+
+
+def _require_no_interval(relation: duckdb.DuckDBPyRelation) -> None:
+    kinds = zip(relation.columns, relation.types, strict=True) if relation else ()
+    if found := [name for name, kind in kinds if str(kind) == "INTERVAL"]:
+        raise DataError(
+            f"the answer has intervals: {', '.join(found)}",
+            expected="numbers, texts and times",
+            remedy="`epoch(a - b)` gives the seconds between two times",
+        )
 
 
 def _refused(what: str) -> DataError:

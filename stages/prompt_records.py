@@ -83,6 +83,7 @@ def conversation_of(value: Any, system: str | None) -> str | None:
         and roles[-1] == "user"
         and all(role in ROLES for role in roles)
         and all(isinstance(message["content"], str) for message in messages)
+        and messages[-1]["content"].strip()
         and not (system is not None and "system" in roles[1:])
     )
     return conversation_json(messages) if usable else None

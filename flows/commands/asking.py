@@ -84,7 +84,10 @@ def sql(
 
     if (query is None) == (query_file is None):
         raise click.UsageError("give the query, or --file with it")
-    asked = query_file.read() if query_file else str(query)
+    try:
+        asked = query_file.read() if query_file else str(query)
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"the query's file is not UTF-8: {error}") from None
     chosen = output_format or (output.suffix.removeprefix(".") if output else "table")
     if output and chosen not in {"csv", "json", "parquet"}:
         raise click.UsageError("--output takes a .csv, .json or .parquet file, or --format with it")

@@ -47,7 +47,7 @@ def rebuild(root: Path, verify_hashes: bool) -> None:
 @click.option(
     "--older-than",
     "older_than_days",
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, 100_000),
     help="Remove only runs started more than so many days ago.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go; change nothing.")

@@ -53,6 +53,8 @@ def test_every_deployed_flow_is_shipped_and_its_schedule_can_be_read():
     [
         ({"work_pool": {"name": "elsewhere"}}, "work pool 'elsewhere'"),
         ({"work_pool": None}, "work pool None"),
+        ({"work_pool": POOL}, "a bare name"),
+        ({"name": None}, "a deployment without a name"),
         ({"schedules": [{"cron": "0 25 * * *"}]}, "the schedule {'cron': '0 25 * * *'}"),
         ({"schedules": [{"cron": "0 2 * * *", "timezone": "Mars/Base"}]}, "Mars/Base"),
     ],
@@ -60,9 +62,10 @@ def test_every_deployed_flow_is_shipped_and_its_schedule_can_be_read():
 def test_a_deployment_that_would_never_run_is_refused(tmp_path, changed, found):
     path = tmp_path / "prefect.yaml"
     path.write_text(yaml.safe_dump({"deployments": [{**NIGHTLY, **changed}]}))
-    with pytest.raises(ConfigError, match="deployment 'nightly'") as error:
+    with pytest.raises(ConfigError, match="deployment") as error:
         check_deployments(path)
     assert found in str(error.value)
+    assert "name" in changed or "deployment 'nightly'" in str(error.value)
 
 
 def test_a_file_without_deployments_is_refused(tmp_path):

@@ -248,6 +248,7 @@ def test_the_page_holds_every_name_as_text(workspace, tmp_path):
     [
         ((["best_vs_wurst"],), "pairing.strategy"),
         ((["best_vs_worst:quantile=0.5"],), "`quantile` decides nothing"),
+        ((["best_vs_quantile:quantile=[0.1"],), "is no value"),
         ((["best_vs_worst"], ["jugde"]), "'jugde' is none of `scoring.scorers`"),
         ((["best_vs_worst"], ["rules*x+votes*1"]), "pairing.weights.rules"),
         ((["best_vs_worst"], ["rules*1+vote*1"]), "`pairing.weights` 'vote' is none of"),

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import duckdb
 import polars as pl
@@ -171,6 +172,12 @@ def test_variables_of_the_program_cannot_be_read(published):
     assert pairs_of_mine.height == 1
 
 
+def test_intervals_are_named(published):
+    with pytest.raises(DataError, match=r"the answer has intervals: took.*epoch"):
+        query(published, "SELECT ended_at - started_at AS took FROM runs")
+    assert query(published, "SELECT epoch(ended_at - started_at) FROM runs").height > 0
+
+
 def test_an_unknown_table_names_the_nearest(published):
     with pytest.raises(DataError, match=r"'pair_qualty'; nearest known: pair_quality"):
         query(published, "SELECT * FROM pair_qualty")
@@ -226,10 +233,13 @@ def test_the_command_reads_a_query_from_a_file_or_stdin(published, tmp_path):
         ["SELECT 1", "--format", "parquet"],
         ["SELECT 1", "-o", "answer.txt"],
         ["SELECT 1", "-o", "no/such/folder/answer.csv"],
+        ["--file", "latin.sql"],
         ["SELECT 1", "-o", "no/such/folder/answer.parquet"],
     ],
 )
-def test_the_command_says_what_it_cannot_do(published, arguments):
+def test_the_command_says_what_it_cannot_do(published, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    Path("latin.sql").write_bytes(b"SELECT '\xe9'")
     found = asked(published, *arguments)
     assert found.exit_code != 0
     assert isinstance(found.exception, SystemExit | PrefmillError)

@@ -178,6 +178,7 @@ def test_a_line_of_an_export(published, tmp_path):
     [
         (3, '{"pair_id": "pair_11"}\n' * 2, "Expected 1 to 2"),
         (0, '{"pair_id": "pair_11"}\n', "no line 0"),
+        (10**20, '{"pair_id": "pair_11"}\n', "Expected 1 to 1"),
         (1, "{broken\n", "not a line of JSON"),
         (1, '{"prompt": 1}\n', "has no pair_id"),
         (1, "[1]\n", "has no pair_id"),

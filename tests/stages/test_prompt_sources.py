@@ -190,7 +190,15 @@ def test_prompts_in_the_configuration_are_texts_or_conversations():
     assert set(prompts["source"]) == {"list"}
 
 
-@pytest.mark.parametrize("wrong", [" ", [{"role": "system", "content": "Be brief."}], []])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        " ",
+        [{"role": "user", "content": " "}],
+        [{"role": "system", "content": "Be brief."}],
+        [],
+    ],
+)
 def test_an_unusable_prompt_of_a_list_is_named(wrong):
     with pytest.raises(ConfigError, match=r"no usable prompt.*`prompts`, number 2"):
         sampled(ListSource(prompts=("a", wrong)))
