@@ -44,6 +44,10 @@ EMBEDDED_SERVER = "prefect.server.api.server:create_app"
 """What stands in the command line of Prefect's embedded server."""
 
 
+PARENT = "PREFMILL_SERVER_PARENT"
+"""In an embedded server's environment: the process that started it, and stops it."""
+
+
 def configure_libraries() -> None:
     """Set what the user's environment leaves unset: no telemetry, no progress bars of others."""
     for name, value in LIBRARIES.items():
@@ -73,6 +77,7 @@ def configure_prefect(workspace: Workspace) -> None:
     if service := running(workspace):
         os.environ["PREFECT_API_URL"] = service.url
         return
+    os.environ[PARENT] = str(os.getpid())
     for name, value in state_in(workspace.prefect_home.resolve()).items():
         os.environ.setdefault(name, value)
 
@@ -107,8 +112,13 @@ def stop_orphaned_servers(workspace: Workspace) -> int:
     home, stopped = str(workspace.prefect_home.resolve()), 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            orphaned = process.ppid() == 1 and EMBEDDED_SERVER in process.cmdline()
-            if orphaned and process.environ().get("PREFECT_HOME") == home:
+            if EMBEDDED_SERVER not in process.cmdline():
+                continue
+            environment = process.environ()
+            # Who takes in the orphans is not always the first process: systemd's may, or Slurm's.
+            parent = str(process.ppid())
+            orphaned = parent != environment.get(PARENT, parent)
+            if orphaned and environment.get("PREFECT_HOME") == home:
                 process.terminate()
                 stopped += 1
     return stopped

@@ -14,6 +14,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -22,7 +23,7 @@ from lineage.database import publish
 from lineage.export_lines import correct_card, lines_of_candidates, renumbered, without_lines
 from lineage.liveness import is_at_work
 from lineage.removal import part_files, rewrite_part, wordless
-from lineage.words import ERASED, Words, erase_in_file, files_with_text, still_holds
+from lineage.words import ERASED, Words, copies, erase_in_file, files_with_text, still_holds
 from lineage.workspace import (
     Part,
     commit_json,
@@ -206,7 +207,8 @@ def forget(workspace: Workspace, found: Found, reason: str = "") -> Erasure:
             made[path] = _erase_rows(workspace, path, found.ids)
         _correct_records(workspace, {p.path: p for p in made.values() if p is not None})
         touched += made
-        left = [p for p in files_with_text(workspace) if still_holds(p, found.words)]
+        others = chain(files_with_text(workspace), copies(workspace, _exported(workspace)))
+        left = [p for p in others if still_holds(p, found.words)]
         erasure = Erasure(
             erasure_id=erasure_id(prompt_id),
             erased_at=dt.datetime.now(dt.UTC).isoformat(),
@@ -276,6 +278,11 @@ def _ids_and_words(workspace: Workspace, prompt_id: str) -> tuple[Ids, set[str]]
     for frame in _picked(workspace, "pairs", about["pairs"]):
         pairs.update(frame["pair_id"])
     return Ids(prompt_id, tuple(sorted(candidates)), tuple(sorted(pairs))), words - {"", ERASED}
+
+
+def _exported(workspace: Workspace) -> set[Path]:
+    paths = (scan_parts(path).select("path").collect() for path in part_files(workspace, "exports"))
+    return {workspace.root / path for frame in paths for path in frame["path"]}
 
 
 def _alike(workspace: Workspace, prompt_id: str) -> set[str]:

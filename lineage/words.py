@@ -6,6 +6,7 @@ can be made again or are missed by nobody.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import re
@@ -16,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from lineage.workspace import commit_bytes
@@ -91,6 +94,15 @@ def files_with_text(workspace: Workspace) -> Iterator[Path]:
             yield path
 
 
+def copies(workspace: Workspace, exported: set[Path]) -> Iterator[Path]:
+    """Yield what users put into the workspace: tables, and files beside those ``exported``."""
+    own = {workspace.store, workspace.models, workspace.checkpoints, *exported}
+    for path in sorted(workspace.root.rglob("*")):
+        copied = path.suffix == ".parquet" or workspace.exports in path.parents
+        if copied and path.is_file() and own.isdisjoint([path, *path.parents]):
+            yield path
+
+
 def erase_in_file(path: Path, words: Words) -> bool:
     """Take the words out of a file that is no table; return whether it held any."""
     erase = ERASERS.get(path.suffix, _erase_text)
@@ -103,7 +115,15 @@ def erase_in_file(path: Path, words: Words) -> bool:
 
 
 def still_holds(path: Path, words: Words) -> bool:
-    """Return whether one of the texts is anywhere in a file's bytes, or in its `-wal`'s."""
+    """Return whether one of the texts is anywhere in a file's bytes, or in its `-wal`'s.
+
+    Of a Parquet file, whose bytes are compressed: in its rows.
+    """
+    if path.suffix == ".parquet":
+        with contextlib.suppress(OSError, pa.ArrowException):
+            batches = pq.ParquetFile(path).iter_batches()
+            rows = (json.dumps(b.to_pylist(), default=str, ensure_ascii=False) for b in batches)
+            return any(form in row.encode() for row in rows for form in words.encoded)
     files = [path, *path.parent.glob(f"{path.name}-wal")]
     return any(form in content for content in map(Path.read_bytes, files) for form in words.encoded)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.settings import EMBEDDED_SERVER, PARENT, stop_orphaned_servers
 from lineage.records import list_runs
 from lineage.workspace import Workspace
 
@@ -91,3 +92,30 @@ def test_an_interruption_that_was_dropped_stops_the_run_at_its_next_part(name, t
     assert ran.stderr.splitlines()[-1] == "KeyboardInterrupt", "nor does another stage begin"
     (recorded,) = list_runs(Workspace(tmp_path))
     assert (recorded.status, recorded.error) == ("failed", "KeyboardInterrupt: ")
+
+
+class Server:
+    """A process as `psutil` shows it."""
+
+    def __init__(self, parent, started_by, home, command=EMBEDDED_SERVER):
+        self.ppid, self.cmdline = lambda: parent, lambda: ["uvicorn", command]
+        self.environ = lambda: {"PREFECT_HOME": str(home), PARENT: str(started_by)}
+        self.stopped = False
+
+    def terminate(self):
+        self.stopped = True
+
+
+def test_a_server_whose_parent_is_gone_is_stopped_whoever_took_it_in(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path)
+    home = workspace.prefect_home.resolve()
+    orphans = [Server(1, 50, home), Server(900, 50, home)]
+    others = [
+        Server(50, 50, home),
+        Server(1, 1, home),
+        Server(1, 50, "/x"),
+        Server(1, 50, home, "y"),
+    ]
+    monkeypatch.setattr("psutil.process_iter", lambda: [*orphans, *others])
+    assert stop_orphaned_servers(workspace) == 2
+    assert [server.stopped for server in (*orphans, *others)] == [True] * 2 + [False] * 4

@@ -233,6 +233,16 @@ def test_texts_that_begin_like_json_are_erased_too(written):
     assert files_that_hold(written, [*ZEBRA_3, text]) == set()
 
 
+def test_copies_that_users_made_in_the_workspace_are_named(written):
+    wanted = prompt_id(written, asked("zebra", 3))
+    query(written, "FROM candidates").write_parquet(written.root / "mine.parquet")
+    query(written, "SELECT 1 AS one").write_parquet(written.root / "other.parquet")
+    (exported,) = written.exports.glob("*/train.jsonl")
+    (written.exports / "copy.jsonl").write_bytes(exported.read_bytes())
+    erasure = forget(written, find(written, wanted))
+    assert erasure.left_in == ["exports/copy.jsonl", "mine.parquet"]
+
+
 def test_what_was_nearly_the_same_stays_away_too(written, config):
     wanted = prompt_id(written, asked("zebra", 3))
     dropped = table_of(
