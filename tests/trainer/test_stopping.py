@@ -99,7 +99,7 @@ def test_the_estimate_is_near_the_exact_kl(model_folder, other_model_folder):
         train_dataset={"prompt_ids": [prompt]}, data_collator=SimpleNamespace(pad_token_id=0)
     )
     config = DPOTrainingConfig(stopping=StoppingConfig(kl_max_new_tokens=1))
-    kl = KLEstimator(trainer, (copy.deepcopy, lambda _: load(other_model_folder)), config)
+    kl = KLEstimator(trainer, (copy.deepcopy, lambda _: load(other_model_folder)), config, 64)
     assert kl.prompts == [prompt]
     kl.prompts = [prompt] * 400
     assert kl.estimate(policy, step=1) == pytest.approx(exact, rel=0.2)
@@ -119,7 +119,7 @@ def test_responses_are_sampled_behind_their_prompts_and_end_with_eos(model_folde
     trainer = SimpleNamespace(
         train_dataset={"prompt_ids": prompts}, data_collator=SimpleNamespace(pad_token_id=0)
     )
-    kl = KLEstimator(trainer, (None, None), DPOTrainingConfig(max_length_tokens=45))
+    kl = KLEstimator(trainer, (None, None), DPOTrainingConfig(), 45)
     assert sorted(kl.prompts) == sorted(prompts[:2])
     kl.prompts = prompts
     responses = kl._responses(policy)
