@@ -97,8 +97,8 @@ def refuses(texts: pl.Series) -> pl.Series:
     """
     plain, apologies = _any_of(REFUSAL_OPENINGS), _any_of(APOLOGIES)
     later = _any_of((*REFUSAL_OPENINGS, *REFUSALS_AFTER_AN_APOLOGY))
-    opening = rf"(?:{plain}|{apologies}\W+(?:but\W+)?{later})"
-    return texts.str.contains(rf"(?i)^\W*{opening}\b")
+    opening = rf"(?:{plain}|{apologies}[\W_]+(?:but[\W_]+)?{later})"
+    return texts.str.contains(rf"(?i)^[\W_]*{opening}(?:_|\b)")
 
 
 def _any_of(phrases: Sequence[str]) -> str:

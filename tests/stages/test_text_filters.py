@@ -35,6 +35,8 @@ def test_every_opening_refuses_however_it_is_written(opening):
         ("Sorry", False),
         ("I can't wait to show you.", False),
         ("I cannotate the text", False),
+        ("_I cannot_ help with that.", True),
+        ("__I'm sorry__, but _I can't_ help.", True),
         ("As an aide, she", False),
         ("A judge may say: I cannot assist with that.", False),
         ("I could not agree more.", False),
