@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ANSWERS_VERSION = 2
 
+COMPARES = "evaluation.scorer, or pairing.scorer where that is not set"
 SCORED = ("success", "score")
 """Metrics of single answers' scores."""
 
@@ -138,9 +139,9 @@ def require_comparable(config: PipelineConfig) -> None:
     """Return if two policies can be compared as the configuration says.
 
     Raises:
-        ConfigError: a jury has a judge that only says which of two answers is better; or such a
-            judge compares, and the gate asks for what only a score tells; or the gate limits how
-            often it flips, and none is asked in both orders.
+        ConfigError: a jury has a judge that only says which of two answers is better, or votes, or
+            people do; or the gate asks for what only a score tells, or only verifiers, and another
+            scorer compares; or it limits what such a judge alone shows, and none is asked so.
         MissingFileError: the file of `evaluation.texts` is not there.
         DataError: a row of it is no conversation that the assistant ends.
         PrefmillError: the capability card asks for what cannot be.
@@ -173,7 +174,7 @@ def require_comparable(config: PipelineConfig) -> None:
                 "one policy with each other: its scores don't tell whether another policy's "
                 "answers are better",
                 expected="a pairwise judge alone, or a jury whose members rate single answers",
-                where="evaluation.scorer, or pairing.scorer where that is not set",
+                where=COMPARES,
                 remedy=f"name {member.name!r} itself in `evaluation.scorer`, or rules, a reward "
                 "model or a pointwise judge",
             )
@@ -183,7 +184,6 @@ def require_comparable(config: PipelineConfig) -> None:
 def _require_scores_across_policies(config: PipelineConfig) -> None:
     """Return if the scorer says of single answers, of any policy, how good they are."""
     name, remedy = config.evaluating_scorer, "name another scorer in `evaluation.scorer`"
-    where = "evaluation.scorer, or pairing.scorer where that is not set"
     needed = config.scoring.needed_for(name)
     for voters in needed.judges:
         if isinstance(voters, scoring.VotesScorer):
@@ -191,7 +191,7 @@ def _require_scores_across_policies(config: PipelineConfig) -> None:
                 f"{voters.name!r} are people's votes, and nobody has voted on answers that a "
                 "policy is still to give",
                 expected="rules, a reward model or a judge",
-                where=where,
+                where=COMPARES,
                 remedy=remedy,
             )
     for jury in needed.juries:
@@ -200,7 +200,7 @@ def _require_scores_across_policies(config: PipelineConfig) -> None:
                 f"the jury {name!r} votes on which of one policy's answers are better than its "
                 "others: its scores don't tell whether another policy's are",
                 expected="a jury with `vote: mean`, or a single scorer",
-                where=where,
+                where=COMPARES,
                 remedy=remedy,
             )
     if config.gate.metric == "success" and not config.tells_success:

@@ -107,13 +107,13 @@ def select_rows(schema: Table, paths: Sequence[str]) -> str:
     files = ", ".join(literal(path) for path in paths)
     root = paths[0].rpartition(f"/{STAGE_KEY}=")[0]
     above = {name.lower() for name in re.findall(r"([^/=]+)=", root)}
-    if above & {STAGE_KEY, *schema.column_names}:
-        key = rf"regexp_extract(filename, '.*/{STAGE_KEY}=([^/]+)/', 1) AS {STAGE_KEY}"
-        names = ", ".join(map(identifier, schema.column_names))
-        options = "hive_partitioning = false, filename = true"
-        return f"SELECT {names}, {key} FROM read_parquet([{files}], {options})"  # noqa: S608 - quoted
+    columns = _columns(schema)
     options = f"hive_partitioning = true, hive_types = {{'{STAGE_KEY}': VARCHAR}}"
-    return f"SELECT {_columns(schema)} FROM read_parquet([{files}], {options})"  # noqa: S608 - quoted
+    if above & {STAGE_KEY, *schema.column_names}:
+        key = f"regexp_extract(filename, '.*/{STAGE_KEY}=([^/]+)/', 1)"
+        columns = f"{', '.join(map(identifier, schema.column_names))}, {key} AS {STAGE_KEY}"
+        options = "hive_partitioning = false, filename = true"
+    return f"SELECT {columns} FROM read_parquet([{files}], {options})"  # noqa: S608 - quoted
 
 
 def create_main_view(schema: Table) -> str:

@@ -141,11 +141,12 @@ def _with_sweeps(
 
     One under way is kept, and so are the candidates that a sweep under way reads.
     """
-    sweeps = [run for run in runs if run.flow == "sweep" and run.status != "running"]
-    others = [run for run in runs if run.flow != "sweep"]
-    kept = {keys[run.run_id].get("generate") for run in others if run not in old}
-    gone = [run for run in sweeps if keys[run.run_id].get("generate") not in kept]
-    return [run for run in runs if run in gone or (run in others and run in old)]
+    gone = {run.run_id for run in old if run.flow != "sweep"}
+    others = (run.run_id for run in runs if run.flow != "sweep")
+    kept = {keys[run_id].get("generate") for run_id in others if run_id not in gone}
+    ended = (run.run_id for run in runs if run.flow == "sweep" and run.status != "running")
+    gone |= {run_id for run_id in ended if keys[run_id].get("generate") not in kept}
+    return [run for run in runs if run.run_id in gone]
 
 
 def _models_named(workspace: Workspace, kept: Iterable[RunRecord]) -> set[str]:

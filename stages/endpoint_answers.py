@@ -21,6 +21,11 @@ class Failure(NamedTuple):
     retry_after_seconds: float | None = None
 
 
+def may_pass(status: int) -> bool:
+    """Return whether a server refuses for now: it is loading, busy or down behind its balancer."""
+    return status in {408, 409, 425, 429} or status >= 500  # noqa: PLR2004 - HTTP statuses
+
+
 def refusal(status: int, headers: Any, raw: bytes) -> Failure:
     """Return what a status other than 200 means."""
     wait = _retry_after(headers)
@@ -29,7 +34,7 @@ def refusal(status: int, headers: Any, raw: bytes) -> Failure:
         return Failure(f"the account has no quota left: {message}", "fatal")
     if status == 429 or (status == 503 and wait is not None):  # noqa: PLR2004 - HTTP statuses
         return Failure(f"http_{status}", "busy", wait)
-    if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004 - HTTP statuses
+    if may_pass(status):
         return Failure(f"http_{status}", "failed", wait)
     if status in {400, 413, 422}:
         return Failure(f"rejected: {message}", "rejected")

@@ -6,14 +6,12 @@ import socket
 from typing import Any, NamedTuple
 
 from stages.answer_text import one_line
-from stages.endpoint_answers import MESSAGE_LENGTH, WRONG_KEY
+from stages.endpoint_answers import MESSAGE_LENGTH, WRONG_KEY, may_pass
 from stages.errors import EndpointError, UnreachableError, nearest
 from stages.secret_values import HIDDEN
 
 CHECK_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
-BUSY = {408, 409, 425, 429}
-SERVER_ERRORS = 500
 NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 """How a name server says that a name does not exist; EAI_AGAIN: that it can't be asked now."""
 
@@ -48,7 +46,7 @@ def served_model(
             misnamed += _is_misnamed(error)
         except openai.APIError as error:
             refused = _refusal(error, url, api_key)
-            if not _may_pass(error):
+            if not (isinstance(error, openai.APIStatusError) and may_pass(error.status_code)):
                 raise refused from None
             unreachable.append(f"{url}: {refused.found}")
     if not served and misnamed == len(base_urls) and not wait_for_name:
@@ -83,12 +81,6 @@ def _served(url: str, api_key: str | None, model: str) -> ServedModel:
         )
     context = getattr(models[model], "max_model_len", None)
     return ServedModel(model, context if isinstance(context, int) else None)
-
-
-def _may_pass(error: Any) -> bool:
-    """Return whether a server refused for now: it is loading, busy or down behind its balancer."""
-    status = getattr(error, "status_code", None)
-    return isinstance(status, int) and (status in BUSY or status >= SERVER_ERRORS)
 
 
 def _is_misnamed(error: BaseException) -> bool:

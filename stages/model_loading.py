@@ -107,7 +107,16 @@ def _require_whole(loading: dict[str, Any], architecture: str, where: str) -> No
         )
 
 
+def context_of(config: Any) -> int | None:
+    """Return a model's context in tokens; None: its configuration doesn't say.
+
+    By the configuration's own map of names (GPT-2 calls it n_positions), also within a nested one.
+    """
+    context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return context
+
+
 def context_limit(config: Any, tokenizer: Any) -> int:
     """Return how many tokens the model takes at most, by its configuration and tokenizer."""
     longest: int = tokenizer.model_max_length
-    return min(longest, getattr(config.get_text_config(), "max_position_embeddings", longest))
+    return min(longest, context_of(config) or longest)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stages.chat_template import check_template, control_tokens, render, template_fingerprint
 from stages.generation import Answer, Request, SampledCompletion
-from stages.model_loading import load_model
+from stages.model_loading import context_of, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +41,7 @@ class TransformersEngine:
         self.prompts_per_batch = prompts_per_batch
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.weights_hash, self.device = loaded.weights_hash, loaded.device
-        self.context_tokens = int(getattr(self.model.config, "max_position_embeddings", 2**31))
+        self.context_tokens = context_of(self.model.config) or 2**31
         ends = self.model.generation_config.eos_token_id
         self.end_tokens: list[int] = ends if isinstance(ends, list) else [ends]
         if self.end_tokens == [None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import ModelError
-from stages.model_loading import load_tokenizer, load_weights
+from stages.model_loading import context_of, load_tokenizer, load_weights
 from trainer.adapters import load_in_4_bits
 
 if TYPE_CHECKING:
@@ -59,6 +59,4 @@ def longest_sequence(folder: Path, limit: int) -> int:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    # By the configuration's own map of names: GPT-2 calls it n_positions.
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(limit, context or limit)
+    return min(limit, context_of(config) or limit)

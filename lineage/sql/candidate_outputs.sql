@@ -33,10 +33,10 @@ SELECT
     CASE WHEN s.stage = 'generate' THEN k.edit_key END AS edit_key,
     k.prompts_key,
     -- An evaluation keeps candidates, judgments and scores in one output.
-    CASE
-        WHEN s.stage = 'generate' THEN list_concat(k.judge_keys, coalesce(duels.judge_keys, []))
-        ELSE list_concat([s.stage_key], coalesce(duels.judge_keys, []))
-    END AS judge_keys,
+    list_concat(
+        CASE WHEN s.stage = 'generate' THEN k.judge_keys ELSE [s.stage_key] END,
+        coalesce(duels.judge_keys, [])
+    ) AS judge_keys,
     CASE WHEN s.stage = 'generate' THEN k.score_key ELSE s.stage_key END AS score_key,
     CASE WHEN s.stage = 'generate' THEN k.pair_key END AS pair_key,
     CASE WHEN s.stage = 'generate' THEN k.noise_key END AS noise_key,
