@@ -8,7 +8,7 @@ import threading
 
 import click
 
-from flows.settings import stop_own_servers
+from stages.secret_blocks import EMBEDDED_SERVER
 
 EXIT_INTERRUPTED = 130
 INTERRUPTED = "interrupted: nothing finished is lost; the same command continues"
@@ -62,17 +62,16 @@ def stop_if_asked() -> None:
 def end_soon() -> None:
     """End this command in a while if it hasn't ended by itself.
 
-    A signal to the whole process group ends Prefect's embedded server as well, which Prefect then
-    tries to reach for minutes; one in a bad moment may leave Prefect waiting for itself. The run's
-    record is on disk long before that.
+    A signal to every process, as systemd sends it, ends Prefect's embedded server as well, which
+    Prefect then tries to reach for minutes; one in a bad moment may leave Prefect waiting for
+    itself. The run's record is on disk long before that.
     """
-    if _this_process.is_set() and "PREFECT_API_URL" not in os.environ:
+    if _this_process.is_set() and EMBEDDED_SERVER in os.environ:
         timer = threading.Timer(ORDERLY_END_SECONDS, _end)
         timer.daemon = True
         timer.start()
 
 
 def _end() -> None:
-    stop_own_servers()
     click.echo(f"\n{INTERRUPTED}", err=True)
     os._exit(EXIT_INTERRUPTED)

@@ -12,16 +12,53 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 10.0
 """What a server gets to end by itself before it is killed."""
 MAX_TEMPORARY_PATH = 40
 """vLLM puts Unix sockets below, whose whole paths may have 107 characters."""
+
+
+def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Return the guard of a server that runs ``command`` and says everything into ``log``."""
+    with log.open("ab") as said:
+        return subprocess.Popen(
+            [sys.executable, "-P", __file__, str(os.getpid()), *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def stop(started: subprocess.Popen[bytes]) -> None:
+    """Stop a guard's server and everything that it started; return when it is gone."""
+    started.terminate()
+    try:
+        started.wait(GRACE_SECONDS + 5)
+    except subprocess.TimeoutExpired:
+        started.kill()
+        started.wait()
+    end_session(started.pid, grace_seconds=0)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def guard(parent: int, command: list[str]) -> int:
@@ -40,7 +77,7 @@ def guard(parent: int, command: list[str]) -> int:
         signal.signal(number, stop)
     usual = tempfile.gettempdir()
     with tempfile.TemporaryDirectory(
-        prefix="prefmill-vllm-",
+        prefix="prefmill-server-",
         dir=usual if len(usual) <= MAX_TEMPORARY_PATH else "/tmp",  # noqa: S108 - mkdtemp is safe
         ignore_cleanup_errors=True,
     ) as scratch:

@@ -121,7 +121,7 @@ def _start(
     processes = [_detached(workspace, "server", arguments, environment)]
     try:
         with stage_progress("start Prefect's server"):
-            _wait_until_healthy(workspace, url, processes[0])
+            wait_until_healthy(url, processes[0], home(workspace) / "server.log")
         with stage_progress("deploy"):
             _prefect(environment, *CREATE_POOL)
             _limit_queue(url)
@@ -306,13 +306,17 @@ def _limit_queue(url: str) -> None:
     asked(url, f"work_pools/{POOL}/queues", queue, may_exist=True)
 
 
-def _wait_until_healthy(workspace: Workspace, url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the server that was just started answers.
+
+    Raises:
+        EndpointError: it ended, or did not answer in time; with the last lines of its ``log``.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         if _answers(url):
             return
         time.sleep(LOOK_SECONDS)
-    log = home(workspace) / "server.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
     raise EndpointError(
         "Prefect's server did not start; it said last:\n" + "\n".join(lines),

@@ -33,19 +33,10 @@ PRIVATE = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_CLI_PROMPT": "f
 PREFECT = {
     **HEARTBEAT,
     **PRIVATE,
-    # The embedded server takes 10 to 50 s to start; Prefect's own limit of 20 s is too short.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # Errors reach the user once, as one sentence: not also as Prefect's traces.
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
 }
-
-EMBEDDED_SERVER = "prefect.server.api.server:create_app"
-"""What stands in the command line of Prefect's embedded server."""
-
-
-PARENT = "PREFMILL_SERVER_PARENT"
-"""In an embedded server's environment: the process that started it, and stops it."""
 
 
 def configure_libraries() -> None:
@@ -77,7 +68,6 @@ def configure_prefect(workspace: Workspace) -> None:
     if service := running(workspace):
         os.environ["PREFECT_API_URL"] = service.url
         return
-    os.environ[PARENT] = str(os.getpid())
     for name, value in state_in(workspace.prefect_home.resolve()).items():
         os.environ.setdefault(name, value)
 
@@ -89,36 +79,3 @@ def state_in(home: Path) -> dict[str, str]:
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
         "PREFECT_MEMO_STORE_PATH": str(home / "memo_store.toml"),
     }
-
-
-def stop_own_servers() -> None:
-    """Stop the embedded server of this process, which is about to end without exit handlers."""
-    import psutil
-
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if EMBEDDED_SERVER in child.cmdline():
-                child.terminate()
-
-
-def stop_orphaned_servers(workspace: Workspace) -> int:
-    """Stop embedded servers of this workspace whose run was killed; return how many there were.
-
-    A run that ends, fails or is interrupted stops its own server. One killed with SIGKILL cannot,
-    and Prefect's server does not notice that its parent is gone.
-    """
-    import psutil
-
-    home, stopped = str(workspace.prefect_home.resolve()), 0
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if EMBEDDED_SERVER not in process.cmdline():
-                continue
-            environment = process.environ()
-            # Who takes in the orphans is not always the first process: systemd's may, or Slurm's.
-            parent = str(process.ppid())
-            orphaned = parent != environment.get(PARENT, parent)
-            if orphaned and environment.get("PREFECT_HOME") == home:
-                process.terminate()
-                stopped += 1
-    return stopped

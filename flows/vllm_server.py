@@ -14,8 +14,6 @@ import math
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +27,7 @@ from flows.server_log import failure_cause
 from stages.errors import MissingFileError, ModelError
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Sequence
 
     from flows.adapter_requests import Adapter
@@ -78,7 +77,7 @@ class ManagedServer:
 
     def __init__(self, spec: ServerSpec, log_path: Path) -> None:
         self.spec, self.log_path = spec, log_path
-        self.port = _free_port()
+        self.port = server_guard.free_port()
         self.restarts = 0
         self._command = server_command(spec, self.port)
         self._spawning = threading.Lock()
@@ -132,15 +131,8 @@ class ManagedServer:
         self._stopped.set()
         with self._spawning:
             guard = self._guard
-        if guard is None:
-            return
-        guard.terminate()
-        try:
-            guard.wait(server_guard.GRACE_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            guard.kill()
-            guard.wait()
-        server_guard.end_session(guard.pid, grace_seconds=0)
+        if guard is not None:
+            server_guard.stop(guard)
 
     def alive(self) -> bool:
         """Return whether the server runs or is about to run again."""
@@ -162,18 +154,12 @@ class ManagedServer:
             if self._stopped.is_set():
                 return
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            guard = [sys.executable, "-P", server_guard.__file__, str(os.getpid())]
             adapters = [self._adapter.as_option] if self._adapter else []
-            with self.log_path.open("ab") as log:
-                self._log_start = log.tell()
-                self._guard = subprocess.Popen(
-                    [*guard, *self._command, *adapters],
-                    env=server_environment(self.spec),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            self.log_path.touch()
+            self._log_start = self.log_path.stat().st_size
+            self._guard = server_guard.start(
+                [*self._command, *adapters], server_environment(self.spec), self.log_path
+            )
 
     def _wait_until_healthy(self) -> None:
         limit = self.spec.config.start_timeout_seconds
@@ -296,13 +282,6 @@ def _has_gpu() -> bool:
 
 def _is_folder(spec: ServerSpec) -> bool:
     return Path(spec.model).is_dir()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _healthy(port: int) -> bool:

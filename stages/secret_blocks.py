@@ -6,6 +6,9 @@ import os
 
 from stages.errors import ConfigError
 
+EMBEDDED_SERVER = "PREFMILL_EMBEDDED_SERVER"
+"""In the environment: the address of the Prefect server that a command brought for itself alone."""
+
 
 def read_secret(name: str) -> str:
     """Return what the Secret block ``name`` holds.
@@ -13,7 +16,7 @@ def read_secret(name: str) -> str:
     Raises:
         ConfigError: no Prefect server is up for this process, or it has no such block.
     """
-    if "PREFECT_API_URL" not in os.environ:
+    if os.environ.get("PREFECT_API_URL") == os.environ.get(EMBEDDED_SERVER):  # both may be none
         raise ConfigError(
             f"the Secret block {name!r} can't be read: no Prefect server is up",
             expected="one, by `prefmill up` or PREFECT_API_URL",

@@ -27,13 +27,13 @@ def workspace_at(root: Path) -> Workspace:
 
 def prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     """Find what is wrong before anything slow starts; then set Prefect up for this workspace."""
+    from flows import embedded_server
     from flows.configuration import load_config
     from flows.models import find_policy
-    from flows.progress import say
     from flows.prompt_choice import content_of
     from flows.series import continued
     from flows.service import wait_for_server
-    from flows.settings import configure_prefect, stop_orphaned_servers
+    from flows.settings import configure_prefect
 
     workspace = workspace_at(root)
     config = load_config(config_file, overrides)
@@ -45,8 +45,7 @@ def prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     if url := os.environ.get("PREFECT_API_URL"):
         wait_for_server(url)
     else:
-        stop_orphaned_servers(workspace)
-        say("starting Prefect's embedded server (10 to 30 s) ...")
+        embedded_server.start(workspace)
 
 
 def print_forecast(
@@ -92,11 +91,13 @@ def print_forecast(
         print_rows(lines[0]._fields, lines)
 
 
-def _while_prefect_starts() -> None:
-    """Import what every run needs while the flow's first call waits for Prefect's server."""
+def _wait_for_prefect() -> None:
+    """Return when Prefect's server answers; meanwhile import what every run needs."""
+    from flows import embedded_server
     from flows.settings import import_in_background
 
     import_in_background("great_expectations", "altair", "vl_convert")
+    embedded_server.wait()
 
 
 def run_refresh(
@@ -106,7 +107,7 @@ def run_refresh(
     prepare(root, config_file, overrides)
     from flows.refresh import refresh as flow
 
-    _while_prefect_starts()
+    _wait_for_prefect()
     run_id: str | None = flow(str(config_file), str(root), overrides, stored_only)
     return [run_id] if run_id else []
 
@@ -116,7 +117,7 @@ def run_rounds(root: Path, config_file: Path, overrides: dict[str, Any]) -> list
     prepare(root, config_file, overrides)
     from flows.rounds import rounds as flow
 
-    _while_prefect_starts()
+    _wait_for_prefect()
     run_ids: list[str] = flow(str(config_file), str(root), overrides)
     return run_ids
 

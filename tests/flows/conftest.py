@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,22 +16,17 @@ import yaml
 from click.testing import CliRunner
 
 from flows.configuration import BUNDLED_MODEL
+from flows.server_guard import free_port
 from tests.flows.small import SMALL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory):
     """The URL of a real Prefect server on loopback, with a scheduler that looks every 2 s."""
-    home, port = tmp_path_factory.mktemp("prefect"), _free_port()
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),

@@ -25,6 +25,7 @@ from flows.progress import told_to
 from flows.report_facts import ReportData
 from flows.report_numbers import duration, seconds
 from flows.report_verdict import verdict
+from flows.server_guard import free_port
 from flows.service import wait_for_server
 from flows.stage_runner import RunContext, StageWriter
 from flows.stage_task import StageTask, may_pass
@@ -34,7 +35,6 @@ from lineage.records import list_runs, read_run, run_path, write_run
 from lineage.workspace import Workspace, write_part
 from stages import errors
 from stages.tables import ROUNDS, SCORES
-from tests.flows.conftest import _free_port
 from tests.flows.small import SMALL
 from tests.stub_server import Stub
 
@@ -252,7 +252,7 @@ def test_a_server_that_comes_up_late_is_waited_for(monkeypatch, capsys):
         def log_message(self, *_):
             pass
 
-    may_stop, port = threading.Event(), _free_port()
+    may_stop, port = threading.Event(), free_port()
 
     def serve():
         with ThreadingHTTPServer(("127.0.0.1", port), Healthy) as server:

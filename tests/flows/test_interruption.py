@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.settings import EMBEDDED_SERVER, PARENT, stop_orphaned_servers
 from lineage.records import list_runs
 from lineage.workspace import Workspace
 
@@ -54,33 +53,38 @@ with stage_progress("the next"):
 
 
 HANGING = """
-import subprocess, sys, time
-from flows import interruption
-from flows.settings import EMBEDDED_SERVER
+import sys, time
+from pathlib import Path
+import psutil
+from flows import embedded_server, interruption
+from lineage.workspace import Workspace
 
+workspace = Workspace(Path(sys.argv[1]))
+workspace.require_writable()
+embedded_server.APPLICATION = "http.server:BaseHTTPRequestHandler"  # it need not answer
+embedded_server.start(workspace)
+while len(started := psutil.Process().children(recursive=True)) < 2:  # the guard and the server
+    time.sleep(0.05)
+print(*(process.pid for process in started), flush=True)
 interruption.ORDERLY_END_SECONDS = 0.1
 interruption.of_command()
-wait = [sys.executable, "-c", "import time; time.sleep(60)"]
-server, other = (subprocess.Popen([*wait, name]) for name in (EMBEDDED_SERVER, "other"))
-print(server.pid, other.pid, flush=True)
 interruption.end_soon()
 time.sleep(60)
 """
 
 
-def test_a_command_that_hangs_is_ended_and_its_server_too():
+def test_a_command_that_hangs_is_ended_and_its_server_too(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     command = subprocess.Popen(
-        [sys.executable, "-c", HANGING], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+        [sys.executable, "-c", HANGING, tmp_path],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
     )
-    server, other = map(psutil.Process, map(int, command.stdout.readline().split()))
+    started = [psutil.Process(int(pid)) for pid in command.stdout.readline().split()]
     command.stdout.close()
-    try:
-        assert command.wait(30) == 130
-        server.wait(10)
-        assert other.is_running(), "what it runs besides has guards of its own"
-    finally:
-        other.kill()
+    assert command.wait(30) == 130
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -92,30 +96,3 @@ def test_an_interruption_that_was_dropped_stops_the_run_at_its_next_part(name, t
     assert ran.stderr.splitlines()[-1] == "KeyboardInterrupt", "nor does another stage begin"
     (recorded,) = list_runs(Workspace(tmp_path))
     assert (recorded.status, recorded.error) == ("failed", "KeyboardInterrupt: ")
-
-
-class Server:
-    """A process as `psutil` shows it."""
-
-    def __init__(self, parent, started_by, home, command=EMBEDDED_SERVER):
-        self.ppid, self.cmdline = lambda: parent, lambda: ["uvicorn", command]
-        self.environ = lambda: {"PREFECT_HOME": str(home), PARENT: str(started_by)}
-        self.stopped = False
-
-    def terminate(self):
-        self.stopped = True
-
-
-def test_a_server_whose_parent_is_gone_is_stopped_whoever_took_it_in(tmp_path, monkeypatch):
-    workspace = Workspace(tmp_path)
-    home = workspace.prefect_home.resolve()
-    orphans = [Server(1, 50, home), Server(900, 50, home)]
-    others = [
-        Server(50, 50, home),
-        Server(1, 1, home),
-        Server(1, 50, "/x"),
-        Server(1, 50, home, "y"),
-    ]
-    monkeypatch.setattr("psutil.process_iter", lambda: [*orphans, *others])
-    assert stop_orphaned_servers(workspace) == 2
-    assert [server.stopped for server in (*orphans, *others)] == [True] * 2 + [False] * 4

@@ -17,7 +17,7 @@ from lineage.workspace import Workspace
 from stages.endpoint_settings import EndpointConfig
 from stages.endpoints import EndpointPool
 from stages.errors import ConfigError, EndpointError
-from stages.secret_blocks import read_secret
+from stages.secret_blocks import EMBEDDED_SERVER, read_secret
 from stages.secret_values import refuse_secrets, without_secrets
 from tests.flows.small import SMALL
 from tests.stub_server import Stub
@@ -210,6 +210,10 @@ def test_a_key_from_a_secret_block(prefect_server, monkeypatch):
     with pytest.raises(ConfigError, match="no Prefect server is up"):
         config.api_key()
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    monkeypatch.setenv(EMBEDDED_SERVER, prefect_server)
+    with pytest.raises(ConfigError, match="no Prefect server is up"):
+        config.api_key()
+    monkeypatch.delenv(EMBEDDED_SERVER)
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         Secret(value=KEY).save("stub-key", overwrite=True, _sync=True)
         assert config.api_key() == KEY

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from flows.prefect_requests import asked
+from flows.server_guard import free_port
 from lineage.query import query
 from lineage.records import list_runs
 from lineage.workspace import Workspace
-from tests.flows.conftest import _free_port
 from tests.flows.test_deployment import ROOT
 
 SECONDS_UNTIL_PROMOTED = 400
@@ -52,7 +52,7 @@ def minutely(tmp_path, small_config):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_scheduled_refresh_starts_a_round_that_the_gate_judges(tmp_path, minutely):
-    workspace, port = Workspace(tmp_path / "workspace"), _free_port()
+    workspace, port = Workspace(tmp_path / "workspace"), free_port()
     where, url = ("-w", workspace.root), f"http://127.0.0.1:{port}"
     try:
         prefmill("up", *where, "--port", port, "--deployments", minutely)

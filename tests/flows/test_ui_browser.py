@@ -10,11 +10,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.artifacts import show_run
 from flows.prefect_requests import asked
+from flows.server_guard import free_port
 from flows.service import start, stop
 from lineage.database import publish
 from lineage.workspace import Workspace
 from tests.flows.chromium import chromium, opened
-from tests.flows.conftest import _free_port
 from tests.flows.test_deployment import ROOT
 from tests.lineage.small_workspace import RUN_B, write_small_workspace
 
@@ -26,7 +26,7 @@ def service(tmp_path):
     chromium()
     workspace = Workspace(tmp_path / "w")
     try:
-        yield start(workspace, ROOT / "prefect.yaml", _free_port())
+        yield start(workspace, ROOT / "prefect.yaml", free_port())
     finally:
         stop(workspace)
 
