@@ -26,8 +26,12 @@ pytestmark = pytest.mark.slow
 
 
 def start(config: Path, workspace: Path, url: str) -> subprocess.Popen:
+    return launch(workspace, url, "rounds", "-c", config)
+
+
+def launch(workspace: Path, url: str, *arguments: object) -> subprocess.Popen:
     environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
-    command = [sys.executable, "-m", "flows.cli", "rounds", "-c", config, "-w", workspace]
+    command = [sys.executable, "-m", "flows.cli", *arguments, "-w", workspace]
     log = (workspace.parent / f"{workspace.name}.log").open("ab")
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 

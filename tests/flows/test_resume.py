@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-
-import pytest
 
 from flows import curation
 from lineage.records import list_runs
 from lineage.workspace import Workspace
 from stages.errors import DataError
 from stages.prompt_sampling import PromptSamplingConfig, sample
-from tests.flows.test_kill_anywhere import ROOT, committed, start
+from tests.flows.test_kill_anywhere import committed
 
 SMALLER = {"prompts": {"sources": [{"kind": "bundled", "train": 10, "heldout": 4}]}}
 
@@ -67,33 +60,3 @@ def test_a_failed_refresh_goes_on_with_its_stored_configuration_and_prompts(
         code, _, err = run_cli("resume", asked, *where)
         assert code == 3
         assert sentence in err
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_killed_series_goes_on_with_the_round_it_was_in(prefect_server, small_config, tmp_path):
-    config, root = small_config(**SMALLER, rounds=2, gate={"force": True}), tmp_path / "w"
-    process = start(config, root, prefect_server)
-    while process.poll() is None and len(list_runs(Workspace(root))) < 2:
-        time.sleep(0.05)
-    before = len(committed(root))
-    while process.poll() is None and len(committed(root)) < before + 4:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    config.unlink()
-    second, first = list_runs(Workspace(root))
-    assert (first.status, second.status) == ("completed", "dead")
-
-    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
-    command = [sys.executable, "-m", "flows.cli", "resume", "latest", "-w", root]
-    done = subprocess.run(  # noqa: PLW1510 - asserted below, with the output
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{second.run_id}: prompts" in done.stderr
-    runs = list_runs(Workspace(root))
-    assert [(run.run_id, run.status) for run in runs] == [
-        (second.run_id, "completed"),
-        (first.run_id, "completed"),
-    ]

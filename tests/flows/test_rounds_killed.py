@@ -12,7 +12,7 @@ import yaml
 from lineage.records import list_runs
 from lineage.workspace import Workspace
 from tests.flows.small import SMALL
-from tests.flows.test_kill_anywhere import assert_same, start
+from tests.flows.test_kill_anywhere import assert_same, launch, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -20,8 +20,14 @@ PROMOTED = {
     "gate": {"force": True},
     "reference": "moving_average",
     "mix_earlier_rounds": {"share": 0.4},
+    "rounds": 3,
 }
-HELD = {"gate": {"minimum_win_rate": 1.0}, "reference": "initial", "stop_after_held": 3}
+HELD = {
+    "gate": {"minimum_win_rate": 1.0},
+    "reference": "initial",
+    "stop_after_held": 3,
+    "rounds": 2,
+}
 PROMPTS = {"sources": [{"kind": "bundled", "train": 12, "heldout": 10}]}
 
 
@@ -45,19 +51,29 @@ def outcome(workspace):
     return runs, json.loads(pointer.read_text()) if pointer.exists() else None
 
 
-@pytest.mark.parametrize("ended", [PROMOTED, HELD], ids=["promoted", "held"])
-def test_it_goes_on_in_the_round_and_stage_that_it_was_in(prefect_server, tmp_path, ended):
-    values = {**SMALL, "prompts": PROMPTS, **ended, "start_from": "promoted", "rounds": 3}
+@pytest.mark.parametrize(
+    ("ended", "by_resume"), [(PROMOTED, True), (HELD, False)], ids=["promoted", "held"]
+)
+def test_it_goes_on_in_the_round_and_stage_that_it_was_in(
+    prefect_server, tmp_path, ended, by_resume
+):
+    values = {**SMALL, "prompts": PROMPTS, "start_from": "promoted", **ended}
     config = tmp_path / "series.yaml"
     config.write_text(yaml.safe_dump(values))
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start(config, undisturbed, prefect_server).wait(900) == 0
     for stage in ("generate", "train"):
         kill_in_second_round(start(config, killed, prefect_server), killed, stage)
-    assert start(config, killed, prefect_server).wait(900) == 0
+    assert [run.status for run in list_runs(Workspace(killed))] == ["dead", "completed"]
+    if by_resume:
+        config.unlink()
+        again = launch(killed, prefect_server, "resume", "latest")
+    else:
+        again = start(config, killed, prefect_server)
+    assert again.wait(900) == 0
     assert outcome(killed) == outcome(undisturbed)
-    assert len(outcome(killed)[0]) == 3
+    assert len(outcome(killed)[0]) == ended["rounds"]
     assert_same(undisturbed, killed)
     log = (tmp_path / "killed.log").read_text()
-    assert log.count("round 3 of 3") == 1
+    assert log.count("round 3 of 3") == ended["rounds"] - 2
     assert not list((killed / "store" / "series").glob("*.json")), "the next series starts anew"
