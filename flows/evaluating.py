@@ -22,6 +22,7 @@ from stages.scorer_health import require_every_candidate
 
 if TYPE_CHECKING:
     from flows.configuration import PipelineConfig
+    from flows.generators import ReadyGenerator
     from flows.models import Policy
     from lineage.workspace import Dataset
     from stages.judges import JudgeScorer
@@ -179,6 +180,22 @@ def require_comparable(config: PipelineConfig) -> None:
                 "model or a pointwise judge",
             )
     _require_scores_across_policies(config)
+
+
+def require_samples(generator: ReadyGenerator) -> None:
+    """Return if the policy's answers are samples: rounds compare them and estimate the KL by them.
+
+    Raises:
+        ConfigError: it answers greedily.
+    """
+    if generator.sampling.temperature == 0:
+        raise ConfigError(
+            "the policy answers at temperature 0: a round has no samples to compare it by, nor to "
+            "estimate the KL divergence",
+            expected="a temperature above 0; greedy answers are compared besides them",
+            where="generation.temperature, or that of the generator whose model is `policy`",
+            remedy="raise it; `gate.decoding: greedy` has the gate judge greedy answers",
+        )
 
 
 def _require_scores_across_policies(config: PipelineConfig) -> None:

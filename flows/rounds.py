@@ -13,7 +13,7 @@ from flows import series
 from flows.capability_card import card_of_round
 from flows.configuration import PipelineConfig, load_config
 from flows.curation import curate
-from flows.evaluating import evaluate, require_comparable
+from flows.evaluating import evaluate, require_comparable, require_samples
 from flows.generators import policy_generator
 from flows.mixing import mix_earlier_pairs
 from flows.models import Policy, Promoted, find_policy, write_promoted
@@ -62,6 +62,7 @@ def run_rounds(config_file: Path, workspace: Path, overrides: dict[str, Any]) ->
         policy = find_policy(config.policy)
         generator = policy_generator(config, policy)  # else a round would stop after its training
         require_fitting_adapters(generator.config, config.training.adapter)
+        require_samples(generator)
         require_comparable(config)
         require_ready(config.training)
         with kept_between_runs():

@@ -3,7 +3,9 @@
 import pytest
 
 from flows.configuration import PipelineConfig
-from flows.evaluating import require_comparable
+from flows.evaluating import require_comparable, require_samples
+from flows.generators import policy_generator
+from flows.models import find_policy
 from stages.errors import ConfigError
 
 RULES = {"kind": "rules"}
@@ -70,6 +72,19 @@ def test_metrics_and_decodings_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"`gate.decoding: greedy` judges what is not"):
         config(gate={"decoding": "greedy"}, evaluation={"greedy": False})
     config(gate={"decoding": "greedy"}, evaluation={"greedy": True})
+
+
+def test_a_policy_that_samples_nothing_is_refused():
+    def sampled_at(of_all, of_policy=None):
+        generators = [{"engine": "transformers", "temperature": of_policy}]
+        generation = {"temperature": of_all, "generators": generators}
+        asked = config(generation=generation)
+        return policy_generator(asked, find_policy(asked.policy))
+
+    for temperatures in ((0,), (1, 0)):
+        with pytest.raises(ConfigError, match="answers at temperature 0"):
+            require_samples(sampled_at(*temperatures))
+    require_samples(sampled_at(0, 0.7))
 
 
 def test_a_gate_that_asks_a_pairwise_judge_for_scores_is_refused():
