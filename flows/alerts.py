@@ -39,7 +39,7 @@ AS_JSON = '{"text": {{ text | tojson }}}'
 
 def tell_ending(workspace: Workspace, run_id: str, error: BaseException | None = None) -> None:
     """Send the event of how a run ended, if it has one and a server is there that may listen."""
-    if "PREFECT_API_URL" not in os.environ:
+    if not os.environ.get("PREFECT_API_URL"):
         return
     found = _ending(workspace, run_id, error)
     if found:

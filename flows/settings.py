@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import threading
+import urllib.request
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ LIBRARIES = {
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 """Seconds between a run's signs of life (`flows/alerts.py` reads them); Prefect allows no less."""
 
+LOOPBACK = "127.0.0.1,localhost"
+
 PRIVATE = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_CLI_PROMPT": "false"}
 
 PREFECT = {
@@ -40,9 +43,17 @@ PREFECT = {
 
 
 def configure_libraries() -> None:
-    """Set what the user's environment leaves unset: no telemetry, no progress bars of others."""
+    """Set what the user's environment leaves unset: no telemetry, no progress bars of others.
+
+    Servers on this machine are asked without the user's proxy, which can't reach them.
+    """
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
+    if urllib.request.getproxies_environment().keys() - {"no"}:
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        if direct != "*" and LOOPBACK not in direct:
+            direct = ",".join(filter(None, (direct, LOOPBACK)))
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = direct
 
 
 def import_in_background(*modules: str) -> None:
@@ -63,7 +74,7 @@ def configure_prefect(workspace: Workspace) -> None:
     configure_libraries()
     for name, value in PREFECT.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_API_URL" in os.environ:
+    if os.environ.get("PREFECT_API_URL"):
         return
     if service := running(workspace):
         os.environ["PREFECT_API_URL"] = service.url
