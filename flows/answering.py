@@ -106,19 +106,19 @@ class FirstWords:
         Raises:
             EndpointError: says why there was none, and how often.
         """
-        for answer in answers:
-            if self._heard or _has_word(answer):
-                self._heard = True
-                return
-            self._in_vain.append(answer)
-            if len(self._in_vain) == WORDLESS_UNTIL_STOP:
-                raise self._error()
+        answers = list(answers)
+        self.heard_in(answers)
+        if self._heard:
+            return
+        self._in_vain += answers
+        if len(self._in_vain) >= WORDLESS_UNTIL_STOP:
+            raise self._error()
 
     def _error(self) -> EndpointError:
         samples = [sample for answer in self._in_vain for sample in answer.samples]
         reasons = Counter(sample.error or "empty_completion" for sample in samples)
         return EndpointError(
-            f"none of the first {WORDLESS_UNTIL_STOP} prompts got a completion with a word in it: "
+            f"none of the first {len(self._in_vain)} prompts got a completion with a word in it: "
             f"{_counted(reasons)}",
             expected="text",
             where=self._where,

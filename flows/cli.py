@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -9,7 +11,16 @@ import click
 
 from flows.commands import COMMANDS
 from flows.commands.exit_codes import EXIT_ERROR
-from flows.interruption import EXIT_INTERRUPTED, INTERRUPTED, is_asked, of_command
+from flows.interruption import (
+    EXIT_INTERRUPTED,
+    INTERRUPTED,
+    ignore_signals,
+    is_asked,
+    of_command,
+)
+
+EXIT_UNREAD = 128 + signal.SIGPIPE
+"""As a shell says of a command whose output nobody reads to its end."""
 
 EXIT_CODES = """
 \b
@@ -41,9 +52,12 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command; print errors that a user can act on as one sentence, without a trace."""
+    _open_standard_files()
     of_command()
     try:
         cli(standalone_mode=False)
+    except SystemExit as ended:  # Click's and Rich's 1 where nobody reads on, as in `| head`
+        sys.exit(EXIT_UNREAD if isinstance(ended.__context__, BrokenPipeError) else ended.code)
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
     except click.ClickException as error:
@@ -60,6 +74,15 @@ def main() -> None:
         sys.exit(EXIT_ERROR)
 
 
+def _open_standard_files() -> None:
+    """Open those of the three that are closed (`<&-`): another file would get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def _is_interruption(error: BaseException) -> bool:
     """Return whether a library turned Ctrl-C or a termination into an error of its own."""
     by_prefect = type(error).__name__ == "TerminationSignal"
@@ -68,6 +91,7 @@ def _is_interruption(error: BaseException) -> bool:
 
 
 def _exit_interrupted() -> NoReturn:
+    ignore_signals()
     click.echo(f"\n{INTERRUPTED}", err=True)
     sys.exit(EXIT_INTERRUPTED)
 

@@ -8,50 +8,49 @@ killed would leave it behind. What it says goes to `WORKSPACE/prefect/server.log
 from __future__ import annotations
 
 import atexit
+import contextlib
+import importlib.util
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows import server_guard
+from flows.interruption import ignore_signals, is_asked
 from flows.progress import say
+from flows.service import wait_until_healthy
+from lineage.workspace import exclusive_lock
 from stages.secret_blocks import EMBEDDED_SERVER
 
 if TYPE_CHECKING:
     import subprocess
-    from pathlib import Path
 
     from lineage.workspace import Workspace
 
 APPLICATION = "prefect.server.api.server:create_app"
+MAX_RESTARTS = 3
+OWN = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}
+"""No UI and no schedules: as Prefect's own temporary server."""
+OTHERS = ("UVICORN_", "PREFECT_SERVER_API_")
+"""Settings of the user's for servers at other addresses than this one's."""
 
-
-class _Started(NamedTuple):
-    guard: subprocess.Popen[bytes]
-    log: Path
-
-
-_started: list[_Started] = []
+_servers: list[_Server] = []
+"""This process's, one at most."""
 
 
 def start(workspace: Workspace) -> None:
-    """Start the server and have Prefect use it; call before Prefect is imported.
-
-    It serves no UI and schedules nothing: the same server as Prefect's own temporary one.
-    """
+    """Start the server and have Prefect use it; call before Prefect is imported."""
     say("starting Prefect's embedded server (5 to 30 s) ...")
-    port = server_guard.free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "uvicorn", "--factory", APPLICATION, "--port", str(port)]
-    own = {
-        "PREFECT_UI_ENABLED": "0",
-        "PREFECT__SERVER_EPHEMERAL": "1",
-        "PREFECT__SERVER_FINAL": "1",
-    }
-    log = workspace.prefect_home / "server.log"
-    guard = server_guard.start([*command, "--log-level", "error"], {**os.environ, **own}, log)
-    _started.append(_Started(guard, log))
-    atexit.register(server_guard.stop, guard)  # before Prefect's own exit handlers: run after them
-    os.environ["PREFECT_API_URL"] = os.environ[EMBEDDED_SERVER] = url
+    server = _Server(workspace.prefect_home)
+    _servers.append(server)
+    atexit.register(server.stop)  # before Prefect registers its own: those run first
+    server.start()
+    os.environ["PREFECT_API_URL"] = os.environ[EMBEDDED_SERVER] = server.url
 
 
 def wait() -> None:
@@ -60,7 +59,61 @@ def wait() -> None:
     Raises:
         EndpointError: it ended, or did not answer in time; with the last lines of its log.
     """
-    from flows.service import wait_until_healthy
+    for server in _servers:
+        server.wait()
 
-    for guard, log in _started:
-        wait_until_healthy(os.environ["PREFECT_API_URL"], guard, log)
+
+class _Server:
+    """A server on a port of this machine. One that dies is started again, Prefect asks again."""
+
+    def __init__(self, home: Path) -> None:
+        port = server_guard.free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        self._home, self._log = home, home / "server.log"
+        # Nothing in the working directory takes the place of a module.
+        self._command = [sys.executable, "-P", "-m", "uvicorn", "--app-dir", _packages()]
+        self._command += ["--factory", APPLICATION, "--host", "127.0.0.1", "--port", str(port)]
+        self._command += ["--lifespan", "on", "--log-level", "error"]
+        self._starting = contextlib.ExitStack()
+        self._stopped = threading.Event()
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    def start(self) -> None:
+        # Two at once would make the same new database.
+        self._starting.enter_context(exclusive_lock(self._home / "server.lock"))
+        self._spawn()
+
+    def wait(self) -> None:
+        with self._starting:
+            assert self._guard is not None
+            wait_until_healthy(self.url, self._guard, self._log, self._log_start)
+        threading.Thread(target=self._keep_up, name="prefect-server", daemon=True).start()
+
+    def stop(self) -> None:
+        ignore_signals()
+        self._stopped.set()
+        if self._guard is not None:
+            server_guard.stop(self._guard)
+
+    def _spawn(self) -> None:
+        own = {k: v for k, v in os.environ.items() if not k.startswith(OTHERS)} | OWN
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        self._guard = server_guard.start(self._command, own, self._log)
+
+    def _keep_up(self) -> None:
+        for _ in range(MAX_RESTARTS):
+            assert self._guard is not None
+            self._guard.wait()
+            server_guard.end_session(self._guard.pid, grace_seconds=0)  # of a guard that was killed
+            if self._stopped.is_set() or is_asked():
+                return
+            say(f"Prefect's embedded server died: starting it again; log {self._log}")
+            self._spawn()
+
+
+def _packages() -> str:
+    found = importlib.util.find_spec("prefect")
+    assert found is not None
+    assert found.origin is not None
+    return str(Path(found.origin).parents[1])

@@ -20,7 +20,7 @@ _asked = threading.Event()
 
 
 def of_command() -> None:
-    """Make this process one command's: a signal interrupts it, and `end_soon` ends it."""
+    """Make this process one command's: a signal interrupts it, and ends it in the end."""
     _this_process.set()
     listen()
 
@@ -37,8 +37,16 @@ def listen() -> None:
 
 
 def _interrupt(_number: int, _frame: object) -> None:
-    _asked.set()
+    if not is_asked():
+        _asked.set()
+        _end_in_a_while()
     raise KeyboardInterrupt
+
+
+def ignore_signals() -> None:
+    """Let what is left of this command, its orderly end, be without interruptions."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def is_asked() -> bool:
@@ -59,14 +67,14 @@ def stop_if_asked() -> None:
         raise KeyboardInterrupt
 
 
-def end_soon() -> None:
-    """End this command in a while if it hasn't ended by itself.
+def _end_in_a_while() -> None:
+    """End this command, if it hasn't ended by itself by then.
 
     A signal to every process, as systemd sends it, ends Prefect's embedded server as well, which
     Prefect then tries to reach for minutes; one in a bad moment may leave Prefect waiting for
     itself. The run's record is on disk long before that.
     """
-    if _this_process.is_set() and EMBEDDED_SERVER in os.environ:
+    if EMBEDDED_SERVER in os.environ:
         timer = threading.Timer(ORDERLY_END_SECONDS, _end)
         timer.daemon = True
         timer.start()

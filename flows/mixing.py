@@ -110,8 +110,10 @@ def _train_pairs(writer: StageWriter, exports: Dataset) -> pl.DataFrame:
     import polars as pl
     import polars.selectors as cs
 
+    from stages.part_files import read_rows
+
     path = _file(writer.workspace, writer.read(exports))
-    rows = pl.read_ndjson(path) if path.suffix == ".jsonl" else pl.read_parquet(path)
+    rows = read_rows(path)
     # A round before this version has a file without the newest columns.
     empty = pl.DataFrame(pl.from_arrow(TRL_SCHEMA.empty_table()))
     known = rows.select(cs.by_name(empty.columns, require_all=False))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http
 import json
 import os
 import signal
@@ -176,13 +177,20 @@ def wait_for_server(url: str, seconds: float = WAIT_SECONDS) -> None:
 
 
 def _answers(url: str) -> bool:
+    """Return whether a server is there, if only to say that it wants a key."""
+    return _status(url) is not None
+
+
+def _status(url: str) -> int | None:
+    """Return the HTTP status of a server's health, or None if none answers."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310 - the user's server
-            return True
-    except urllib.error.HTTPError:
-        return True  # it answers, if only that it wants a key
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as found:  # noqa: S310 - the user's
+            status: int = found.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def check_deployments(path: Path) -> list[str]:
@@ -306,20 +314,25 @@ def _limit_queue(url: str) -> None:
     asked(url, f"work_pools/{POOL}/queues", queue, may_exist=True)
 
 
-def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the server that was just started answers.
+def wait_until_healthy(
+    url: str, server: subprocess.Popen[bytes], log: Path, log_start: int = 0
+) -> None:
+    """Return once the server that was just started answers that it is well.
 
     Raises:
-        EndpointError: it ended, or did not answer in time; with the last lines of its ``log``.
+        EndpointError: it ended, or did not in time; with the last lines of its ``log``, after the
+            bytes before ``log_start``.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        if _answers(url):
+        answers = _status(url) == http.HTTPStatus.OK
+        if answers and server.poll() is None:  # else another program has its port
             return
         time.sleep(LOOK_SECONDS)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    said = log.read_bytes()[log_start:].decode("utf-8", errors="replace").splitlines()
     raise EndpointError(
-        "Prefect's server did not start; it said last:\n" + "\n".join(lines),
+        "Prefect's server did not start; it said last:\n"
+        + "\n".join(said[-LOG_LINES:] or ["nothing"]),
         expected=f"an answer within {START_SECONDS:.0f} s",
         where=str(log),
     )

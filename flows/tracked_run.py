@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.alerts import tell_ending
-from flows.interruption import end_soon, listen
+from flows.interruption import listen
 from flows.progress import say
 from flows.prompt_choice import content_of
 from flows.stage_runner import MAX_ERROR, RunContext, utc_now
@@ -109,8 +109,6 @@ def recorded(workspace: Workspace, record: RunRecord, *, shown: bool = True) -> 
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, Exception):
-                end_soon()
             told = _told(workspace, error)
             with contextlib.suppress(PrefmillError, OSError):  # the first error is the one to tell
                 _close(workspace, record, told, shown=shown)

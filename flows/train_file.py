@@ -162,6 +162,8 @@ def read_rows(path: Path) -> pl.DataFrame:
     """
     import polars as pl
 
+    from stages.part_files import read_parts
+
     if not path.is_file():
         raise MissingFileError(
             f"the file {str(path)!r} is not there", expected="a .jsonl or .parquet file"
@@ -169,7 +171,7 @@ def read_rows(path: Path) -> pl.DataFrame:
     if path.suffix in LINES:
         return _read_lines(path)
     try:
-        return pl.read_parquet(path)
+        return read_parts(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
             f"the file cannot be read: {error}", expected=".jsonl or .parquet", where=str(path)

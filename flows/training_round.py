@@ -156,9 +156,10 @@ def training_rows(path: Path, *, unpaired: bool = False) -> pl.DataFrame:
     import polars as pl
     import polars.selectors as cs
 
+    from stages.part_files import read_rows
     from trainer.rows import answers_of_pairs
 
-    rows = pl.read_ndjson(path) if path.suffix == ".jsonl" else pl.read_parquet(path)
+    rows = read_rows(path)
     answers = [name for name in ("chosen", "rejected", "completion") if name in rows.columns]
     texts = [pl.col(name).list.first().struct.field("content").alias(name) for name in answers]
     if "completion" in answers:

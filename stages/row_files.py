@@ -262,7 +262,8 @@ def _bad_csv(found: str, place: str) -> DataError:
 
 def _parquet_rows(path: Path, choose: Callable[[pl.Schema], list[str]] | None) -> Iterator[Row]:
     try:
-        names = choose(pl.Schema(pl.read_parquet_schema(path))) if choose else None
+        with path.open("rb") as file:
+            names = choose(pl.Schema(pl.read_parquet_schema(file))) if choose else None
         yield from frame_rows(_parquet_frames(path, names))
     except (OSError, ValueError, NotImplementedError, pl.exceptions.PolarsError) as error:
         if isinstance(error, DataError):

@@ -16,7 +16,7 @@ def read_secret(name: str) -> str:
     Raises:
         ConfigError: no Prefect server is up for this process, or it has no such block.
     """
-    if os.environ.get("PREFECT_API_URL") == os.environ.get(EMBEDDED_SERVER):  # both may be none
+    if os.environ.get("PREFECT_API_URL", "") in {"", os.environ.get(EMBEDDED_SERVER)}:
         raise ConfigError(
             f"the Secret block {name!r} can't be read: no Prefect server is up",
             expected="one, by `prefmill up` or PREFECT_API_URL",

@@ -28,9 +28,9 @@ def main(folder: Path) -> int:
 
 def _train(folder: Path) -> None:
     import accelerate
-    import polars as pl
     import torch
 
+    from stages.part_files import read_parts
     from trainer.dpo import train_dpo
     from trainer.dpo_settings import DPOTrainingConfig
 
@@ -46,7 +46,7 @@ def _train(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     first = processes.is_first()
     train_dpo(
-        pl.read_parquet(folder / "rows.parquet"),
+        read_parts(folder / "rows.parquet"),
         Path(job["policy"]),
         Path(job["reference"]),
         DPOTrainingConfig.model_validate(job["config"]),

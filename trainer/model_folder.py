@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from stages.content_ids import file_sha256, weights_hash
 from stages.errors import WorkspaceError
+from stages.part_files import read_parts
 from trainer.checkpoints import flush, write_json
 from trainer.model_card import model_card
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import polars as pl
 
 MANIFEST = "manifest.json"
 METRICS = "training_metrics.parquet"
@@ -62,7 +63,7 @@ def published(output: Path, fingerprint: str) -> TrainingResult | None:
         weights_hash=manifest["weights_hash"],
         reference_weights_hash=manifest["reference_weights_hash"],
         base_weights_hash=manifest["base_weights_hash"],
-        metrics=pl.read_parquet(output / METRICS),
+        metrics=read_parts(output / METRICS),
         steps=manifest["steps"],
         pairs=manifest["pairs"],
     )

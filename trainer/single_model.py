@@ -12,6 +12,7 @@ import polars as pl
 
 from stages.chat_template import template_fingerprint
 from stages.content_ids import content_hash
+from stages.part_files import read_parts
 from trainer.adapters import MergedPolicy, require_adapter, train_in_fp32
 from trainer.checkpoints import corruption_of, forget_run, last_complete, run_folder
 from trainer.data_checks import require_trainable
@@ -205,7 +206,7 @@ def _published(output: Path, fingerprint: str) -> TrainedModel | None:
     manifest = published_manifest(output, fingerprint)
     if manifest is None:
         return None
-    return TrainedModel(output, manifest, pl.read_parquet(output / METRICS))
+    return TrainedModel(output, manifest, read_parts(output / METRICS))
 
 
 def _prepare(run: _Run) -> tuple[Any, list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -109,14 +110,89 @@ def test_a_run_whose_server_is_terminated_too_ends_soon_and_is_recorded(tmp_path
     assert recorded.status == "failed"
 
 
-def test_a_server_that_can_not_start_is_an_error_with_what_it_said(tmp_path, monkeypatch):
-    workspace = Workspace(tmp_path)
-    workspace.require_writable()
-    monkeypatch.setattr(embedded_server, "APPLICATION", "nowhere:app")
-    monkeypatch.setattr(embedded_server, "_started", [])
+@pytest.fixture
+def own(monkeypatch):
+    """The module without the servers of other tests, and the environment without theirs."""
+    monkeypatch.setattr(embedded_server, "_servers", [])
+    monkeypatch.setattr("atexit.register", lambda *_: None)
+    monkeypatch.setattr("flows.embedded_server.ignore_signals", lambda: None)
     for name in ("PREFECT_API_URL", EMBEDDED_SERVER):
         monkeypatch.setenv(name, "")
-    embedded_server.start(workspace)
+    yield embedded_server
+    for server in embedded_server._servers:
+        server.stop()
+
+
+def test_a_server_that_can_not_start_is_an_error_with_what_it_said(own, tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path)
+    workspace.require_writable()
+    log = workspace.prefect_home / "server.log"
+    log.write_text("last week: no space left on device\n")
+    monkeypatch.setattr(own, "APPLICATION", "nowhere:app")
+    own.start(workspace)
     with pytest.raises(EndpointError, match='Could not import module "nowhere"') as caught:
-        embedded_server.wait()
-    assert caught.value.where == str(workspace.prefect_home / "server.log")
+        own.wait()
+    assert caught.value.where == str(log)
+    assert "last week" not in str(caught.value)
+
+
+STAND_IN = """
+import os
+from pathlib import Path
+
+Path(os.environ["STARTS"], f"{os.getpid()}").touch()
+
+async def application(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for event in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{event}.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"true"})
+
+def create():
+    return application
+"""
+
+
+def test_a_server_that_dies_is_started_again_whatever_lies_in_the_folder(
+    own, tmp_path, monkeypatch
+):
+    """The stand-in answers at once; Prefect's own takes ten seconds for each start."""
+    workspace, starts, packages = Workspace(tmp_path / "w"), tmp_path / "starts", tmp_path / "p"
+    workspace.require_writable()
+    for folder in (starts, packages, tmp_path / "here"):
+        folder.mkdir()
+    (packages / "stand_in.py").write_text(STAND_IN)
+    (tmp_path / "here" / "queue.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("STARTS", str(starts))
+    monkeypatch.setenv("UVICORN_HOST", "127.0.0.2")
+    monkeypatch.setattr(own, "APPLICATION", "stand_in:create")
+    monkeypatch.setattr(own, "_packages", lambda: str(packages))
+    own.start(workspace)
+    own.wait()
+    (first,) = starts.iterdir()
+    psutil.Process(int(first.name)).kill()
+    wait_until(lambda: len(list(starts.iterdir())) == 2, 30)
+    url = f"{os.environ['PREFECT_API_URL']}/health"
+    wait_until(lambda: answers(url), 30)
+    (server,) = own._servers
+    server.stop()
+    assert not [path for path in starts.iterdir() if psutil.pid_exists(int(path.name))]
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_two_commands_may_make_the_database_of_a_new_workspace_at_once(tmp_path):
+    workspace, config = tmp_path / "workspace", tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(SMALL))
+    both = [start(config, workspace) for _ in range(2)]
+    assert [run.wait(200) for run in both] == [0, 0], (tmp_path / "run.log").read_text()

@@ -53,7 +53,7 @@ with stage_progress("the next"):
 
 
 HANGING = """
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 import psutil
 from flows import embedded_server, interruption
@@ -68,8 +68,11 @@ while len(started := psutil.Process().children(recursive=True)) < 2:  # the guar
 print(*(process.pid for process in started), flush=True)
 interruption.ORDERLY_END_SECONDS = 0.1
 interruption.of_command()
-interruption.end_soon()
-time.sleep(60)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(60)
 """
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 from pathlib import Path
 
 import datasets
-import polars as pl
 import pytest
 
 from lineage.records import read_stage_runs
 from lineage.workspace import Workspace, stage_record_path
+from stages.part_files import read_parts
 from stages.tables import (
     CAPABILITIES,
     CAPABILITY_ITEMS,
@@ -30,7 +31,7 @@ STAGES = 15
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workspace in which `rounds` ran once; filled by the first test that asks for it."""
-    return tmp_path_factory.mktemp("finished") / "workspace"
+    return tmp_path_factory.mktemp("finished") / "my [1] workspace"
 
 
 @pytest.fixture
@@ -77,11 +78,13 @@ def test_a_round_makes_every_table_and_says_where(workspace):
 def test_the_export_is_what_trl_loads_and_never_mixes_splits(workspace):
     (run,) = summary(workspace)["runs"]
     by_name = {Path(path).name: path for path in run["exports"]}
-    loaded = datasets.load_dataset("json", data_files=by_name["train.jsonl"], split="train")
+    loaded = datasets.load_dataset(
+        "json", data_files=glob.escape(by_name["train.jsonl"]), split="train"
+    )
     assert {"prompt", "chosen", "rejected"} <= set(loaded.column_names)
     assert loaded[0]["chosen"][0]["role"] == "assistant"
-    heldout = pl.read_parquet(by_name["heldout.parquet"])
-    train = pl.read_parquet(by_name["train.parquet"])
+    heldout = read_parts(Path(by_name["heldout.parquet"]))
+    train = read_parts(Path(by_name["train.parquet"]))
     assert train.join(heldout, on="prompt", how="semi").is_empty()
 
 
