@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from typing import NoReturn
@@ -57,7 +58,7 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except SystemExit as ended:  # Click's and Rich's 1 where nobody reads on, as in `| head`
-        sys.exit(EXIT_UNREAD if isinstance(ended.__context__, BrokenPipeError) else ended.code)
+        sys.exit(EXIT_UNREAD if ended.code == 1 and _is_unread(ended) else ended.code)
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
     except click.ClickException as error:
@@ -81,6 +82,13 @@ def _open_standard_files() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _is_unread(ended: SystemExit) -> bool:
+    """Return whether Rich ended as nobody reads standard output, or nobody does (Click is mute)."""
+    output = select.poll()
+    output.register(1, 0)
+    return isinstance(ended.__context__, BrokenPipeError) or bool(output.poll(0))
 
 
 def _is_interruption(error: BaseException) -> bool:

@@ -290,6 +290,9 @@ class PipelineConfig(Config):
 class TrainingFileConfig(PipelineConfig):
     """A pipeline's of which the training is read: its pairs, and what weighs them, are there."""
 
+    name: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")] = "train-file"
+    """Short name: starts the record's id."""
+
     @pydantic.model_validator(mode="after")
     def _weights_that_are_made(self) -> Self:
         return self

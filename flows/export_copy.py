@@ -11,27 +11,32 @@ from flows.hashed_file import HashedFile
 from flows.hub_upload import push_dataset
 from flows.run_outputs import read_output
 from stages.errors import DataError
+from stages.export_formats import COMPANIONS
 
 if TYPE_CHECKING:
     from lineage.workspace import Workspace
 
 
-def copy_exports(workspace: Workspace, run_id: str, out: Path) -> list[tuple[Path, int]]:
+def copy_exports(workspace: Workspace, run_id: str, out: Path) -> list[tuple[Path, int | None]]:
     """Copy the files that a run exported into ``out``; return each path and its pairs.
+
+    A file that tells of others has None.
 
     Raises:
         DataError: the run exported nothing, or a file is not what was recorded.
     """
-    exports = read_output(workspace, run_id, "export", "exports", ["path", "rows", "sha256"])
+    columns = ["format", "path", "rows", "sha256"]
+    exports = read_output(workspace, run_id, "export", "exports", columns)
     if exports.is_empty():
         raise DataError(f"run {run_id!r} exported nothing", where=str(workspace.root))
-    copied = []
-    for path, rows, sha256 in exports.iter_rows():
+    copied: list[tuple[Path, int | None]] = []
+    telling = {companion.name for companion in COMPANIONS.values()}
+    for name, path, rows, sha256 in exports.iter_rows():
         source = workspace.root / path
         # Under exports/STAGE_KEY/ a file may lie in a folder, which belongs to its format.
         target = out.joinpath(*Path(path).parts[2:])
         _copy(source, target, sha256)
-        copied.append((target, rows))
+        copied.append((target, None if name in telling else rows))
     return copied
 
 

@@ -13,6 +13,7 @@ from flows.vllm_server import ServerSpec, adapter_rank, interpreter, running_ser
 from stages.content_ids import content_hash
 from stages.endpoints import EndpointPool
 from stages.errors import ConfigError, ModelError
+from stages.generation import room_for_prompts
 from stages.generation_settings import (
     POLICY,
     Generator,
@@ -22,7 +23,7 @@ from stages.generation_settings import (
     VllmGenerator,
     sampling_of,
 )
-from stages.model_loading import load_tokenizer
+from stages.model_loading import context_in, load_tokenizer
 from stages.openai_engine import KnownModel, OpenAIEngine, OpenAISettings
 
 if TYPE_CHECKING:
@@ -105,9 +106,12 @@ class ReadyGenerator:
 
         Raises:
             ModelError: the model can't be used, or its chat template is not the policy's.
+            ConfigError: a completion may fill the model's whole context.
             EndpointError: no server, a wrong key or an unknown model.
         """
         self._require_same_template(self._known_model.template_fingerprint)
+        if self.model and (context := context_in(self.model.folder)):
+            room_for_prompts(context, self.sampling, self.name)
         if not isinstance(self.config, TransformersGenerator):
             check_server(self.config, self._served_name())
 

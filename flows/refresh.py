@@ -23,6 +23,7 @@ def refresh(
     workspace: str = "prefmill-workspace",
     overrides: dict[str, Any] | None = None,
     stored_only: bool = False,
+    recorded_as: str = "refresh",
 ) -> str | None:
     """Sample, generate, score, pair, filter and export; return the run's id.
 
@@ -33,12 +34,24 @@ def refresh(
         workspace: the folder that holds everything made.
         overrides: keys to lay over the file's.
         stored_only: refuse to generate: pair and filter what is stored.
+        recorded_as: the run's flow in the lineage.
     """
-    return run_refresh(Path(config_file), Path(workspace), overrides or {}, stored_only=stored_only)
+    return run_refresh(
+        Path(config_file),
+        Path(workspace),
+        overrides or {},
+        stored_only=stored_only,
+        recorded_as=recorded_as,
+    )
 
 
 def run_refresh(
-    config_file: Path, workspace: Path, overrides: dict[str, Any], *, stored_only: bool = False
+    config_file: Path,
+    workspace: Path,
+    overrides: dict[str, Any],
+    *,
+    stored_only: bool = False,
+    recorded_as: str = "refresh",
 ) -> str | None:
     """Do what `refresh` says, within whatever flow calls."""
     place = Workspace(workspace)
@@ -52,6 +65,6 @@ def run_refresh(
             say(f"nothing to do: {found}")
             return None
     policy = find_policy(config.policy)
-    with tracked_run(place, "refresh", config, policy) as context:
+    with tracked_run(place, recorded_as, config, policy) as context:
         curate(context, config, policy, stored_only=stored_only)
     return context.run_id

@@ -41,6 +41,8 @@ def resolve(workspace: Workspace, reader: RowReader, text: str) -> Asked:
         return "run", require_run(workspace, LATEST).run_id
     if place := re.fullmatch(r"(.+):(\d+)", text):
         text = _id_at(workspace, reader, place[1], min(int(place[2][:19]), sys.maxsize))
+    elif path := _file(workspace, text):
+        text = _export_of(workspace, reader, path)
     text = text[:LONGEST_ID]
     found = reader.rows(_FITTING.format(_known(text), "id = $1"), text)
     if not found and text:
@@ -59,7 +61,7 @@ def resolve(workspace: Workspace, reader: RowReader, text: str) -> Asked:
     raise UnknownIdError(
         message,
         expected="the id of a pair, candidate, prompt, export, run, round, training or model, "
-        "its beginning where only one begins so, or FILE:LINE",
+        "its beginning where only one begins so, an exported FILE or FILE:LINE",
         remedy=f"if it was made just now, {REBUILD}",
     )
 
@@ -92,7 +94,7 @@ def _nearest(reader: RowReader, text: str) -> str:
 
 def _id_at(workspace: Workspace, reader: RowReader, file: str, line: int) -> str:
     """Return the id in a line or row of an exported file, named from here or the workspace."""
-    path = next((p for p in (Path(file), workspace.root / file) if p.is_file()), None)
+    path = _file(workspace, file)
     if path is None:
         raise MissingFileError(
             f"no file {file!r}", expected="an id or FILE:LINE", where=f"here or {workspace.root}"
@@ -111,6 +113,34 @@ def _id_at(workspace: Workspace, reader: RowReader, file: str, line: int) -> str
     raise DataError(
         "the line has no pair_id and no candidate_id", expected="a line of an export", where=where
     )
+
+
+def _file(workspace: Workspace, name: str) -> Path | None:
+    """Return the file so named, from here or the workspace; None: there is none."""
+    return next((p for p in (Path(name), workspace.root / name) if p.is_file()), None)
+
+
+def _export_of(workspace: Workspace, reader: RowReader, path: Path) -> str:
+    """Return the id of an exported file, or of an unchanged copy of one."""
+    sql = "SELECT DISTINCT e.export_id AS id FROM exports AS e"
+    found = _of_export(workspace, reader, path, sql)
+    if not found:
+        raise DataError(
+            "no exported file", expected=f"one that is unchanged, or {path}:LINE", where=str(path)
+        )
+    return str(found[0]["id"])
+
+
+def _of_export(
+    workspace: Workspace, reader: RowReader, path: Path, sql: str, *values: object
+) -> list[Row]:
+    """Return the rows of ``sql`` on the export ``e`` at a path, else on those with its bytes."""
+    condition = " AND" if " WHERE " in sql else " WHERE"
+    try:
+        found = reader.rows(f"{sql}{condition} e.path = ?", *values, workspace.relative(path))
+    except ValueError:  # outside the workspace
+        found = []
+    return found or reader.rows(f"{sql}{condition} e.sha256 = ?", *values, file_sha256(path))
 
 
 def _parquet_row(path: Path, row: int) -> Any:
@@ -150,13 +180,7 @@ def _json_line(path: Path, line: int) -> Any:
 
 def _id_by_export(workspace: Workspace, reader: RowReader, path: Path, line: int) -> str:
     """Return the pair in a line of a recorded export, or of a copy of one."""
-    try:
-        relative = workspace.relative(path)
-    except ValueError:
-        relative = None
-    found = reader.rows(f"{_PAIR_IN_LINE} e.path = ?", line, relative) or reader.rows(
-        f"{_PAIR_IN_LINE} e.sha256 = ?", line, file_sha256(path)
-    )
+    found = _of_export(workspace, reader, path, _PAIR_IN_LINE, line)
     if len(found) != 1:
         ids = f" but {len(found)}: {', '.join(row['id'] for row in found)}" if found else ""
         raise DataError(
@@ -199,4 +223,4 @@ _FITTING = "SELECT DISTINCT kind, id FROM ({}) WHERE {} ORDER BY id LIMIT 6"
 _PAIR_IN_LINE = """
     SELECT DISTINCT r.pair_id AS id FROM exports AS e
     JOIN export_rows AS r ON r.stage_key = e.stage_key AND r.export_id = e.export_id
-    WHERE r.line = ? AND"""
+    WHERE r.line = ?"""

@@ -128,7 +128,7 @@ def _facts(reader: RowReader, section: Section, runs: list[str]) -> list[Row]:
         measures = [name for name in row if name not in ("run_id", *section.keys)]
         own = tuple(row[key] for key in section.keys)
         for measure in measures:
-            values.setdefault((*own, measure), {})[row["run_id"]] = row[measure]
+            values.setdefault((*own, measure), {})[row["run_id"]] = _rounded(row[measure])
     names = [*section.keys, "measure"]
     rows = []
     for key, by_run in values.items():
@@ -138,6 +138,11 @@ def _facts(reader: RowReader, section: Section, runs: list[str]) -> list[Row]:
             del fact["measure"]
         rows.append({**fact, "change": _change(before, after)})
     return rows
+
+
+def _rounded(value: Any) -> Any:
+    """Return a mean without its last digits, which depend on the order its threads added in."""
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _change(before: Any, after: Any) -> Any:

@@ -32,8 +32,11 @@ LATEST = "latest"
 FILE_TRAININGS = ("sft", "reward-model", "train-file")
 """Flows that train on a file, for runs to begin with or to be scored by; they have no pages."""
 
-BESIDE = ("sweep", "card", *FILE_TRAININGS)
-"""Flows that make no dataset: most of them look at what others made."""
+OF_OTHERS = ("sweep", "export")
+"""Flows that pair another run's candidates, or write its pairs."""
+
+BESIDE = (*OF_OTHERS, "card", *FILE_TRAININGS)
+"""Flows that make no dataset of their own: most of them look at what others made."""
 
 log = logging.getLogger(__name__)
 

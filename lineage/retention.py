@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lineage.database import publish
 from lineage.edges import ROUND
-from lineage.records import list_runs, read_stage_runs
+from lineage.records import OF_OTHERS, list_runs, read_stage_runs
 from lineage.removal import (
     Removal,
     read_removal,
@@ -75,7 +75,7 @@ def _oldest_kept(runs: Sequence[RunRecord], name: str, keep: int) -> dt.datetime
     completed = [
         _started(run)
         for run in runs
-        if run.name == name and run.status == "completed" and run.flow != "sweep"
+        if run.name == name and run.status == "completed" and run.flow not in OF_OTHERS
     ]
     earliest = dt.datetime.min.replace(tzinfo=dt.UTC)
     return completed[keep - 1] if len(completed) >= keep else earliest

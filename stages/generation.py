@@ -189,16 +189,27 @@ def _require_no_control_tokens(counted: pl.DataFrame, config: GenerationConfig) 
     )
 
 
-def _require_fitting(
-    counted: pl.DataFrame, engine: Engine, context_tokens: int, sampling: Sampling
-) -> None:
-    limit = context_tokens - sampling.max_completion_tokens
-    if limit <= 0:
+def room_for_prompts(context_tokens: int, sampling: Sampling, model: str) -> int:
+    """Return how many tokens a prompt may have.
+
+    Raises:
+        ConfigError: a completion may fill the whole context.
+    """
+    room = context_tokens - sampling.max_completion_tokens
+    if room <= 0:
         raise ConfigError(
             f"max_completion_tokens {sampling.max_completion_tokens} leaves no room for a prompt",
             expected=f"less than the model's context of {context_tokens} tokens",
-            where=f"generation.max_completion_tokens, model {engine.model_name}",
+            where=f"generation.max_completion_tokens, model {model}",
+            remedy="lower it, or use a model with a longer context",
         )
+    return room
+
+
+def _require_fitting(
+    counted: pl.DataFrame, engine: Engine, context_tokens: int, sampling: Sampling
+) -> None:
+    limit = room_for_prompts(context_tokens, sampling, engine.model_name)
     too_long = counted.filter(pl.col("prompt_tokens") > limit)
     if too_long.height:
         worst = too_long.sort("prompt_tokens", descending=True).row(0, named=True)

@@ -116,6 +116,13 @@ def context_of(config: Any) -> int | None:
     return context
 
 
+def context_in(folder: Path) -> int | None:
+    """Return the context in tokens of the model in ``folder``; None: it doesn't say."""
+    from transformers import AutoConfig
+
+    return context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
 def context_limit(config: Any, tokenizer: Any) -> int:
     """Return how many tokens the model takes at most, by its configuration and tokenizer."""
     longest: int = tokenizer.model_max_length

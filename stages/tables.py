@@ -729,12 +729,13 @@ RUNS = Table(
         _text("run_id", "the flow's name and a hash of the resolved configuration and inputs"),
         _text(
             "flow",
-            "refresh, dpo_round, sweep: pairs of another run's judgments, card: capabilities, or "
-            "the command of a training on a file",
+            "refresh, dpo_round, sweep: pairs of another run's judgments, export: its pairs in "
+            "other formats, card: capabilities, or the command of a training on a file",
             allowed=(
                 "refresh",
                 "dpo_round",
                 "sweep",
+                "export",
                 "card",
                 "sft",
                 "reward-model",

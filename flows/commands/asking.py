@@ -8,7 +8,7 @@ from typing import IO
 
 import click
 
-from flows.commands.flow_runs import run_named, workspace_at
+from flows.commands.flow_runs import existing_workspace, run_named
 from flows.commands.options import json_option, run_option, workspace_option
 
 
@@ -28,7 +28,7 @@ def runs(root: Path, as_json: bool) -> None:
     from flows.printing import print_rows
     from lineage.records import list_runs
 
-    found = list_runs(workspace_at(root))
+    found = list_runs(existing_workspace(root))
     records = [asdict(run) for run in found]
     if as_json:
         click.echo(json.dumps(records, indent=1, ensure_ascii=False))
@@ -93,7 +93,7 @@ def sql(
         raise click.UsageError("--output takes a .csv, .json or .parquet file, or --format with it")
     if output is None and chosen == "parquet":
         raise click.UsageError("Parquet is no text: give --output FILE")
-    frame = ask(workspace_at(root), asked)
+    frame = ask(existing_workspace(root), asked)
     if output is None:
         print_frame(frame, chosen)
     else:
@@ -110,7 +110,7 @@ def sql(
 def why(asked: str, run_id: str | None, full: bool, root: Path, as_json: bool) -> None:
     """Tell the story of one pair, candidate, prompt or export: why it is (not) there.
 
-    ID may be shortened to a prefix that fits one row only, or be FILE:LINE of an exported file
+    ID may be shortened to a prefix that fits one row only, or be an exported FILE or FILE:LINE
     (of Parquet, the row). A run, round, training or model's weights hash is told as well.
 
     \b
@@ -123,7 +123,7 @@ def why(asked: str, run_id: str | None, full: bool, root: Path, as_json: bool) -
     from lineage.why import render
     from lineage.why import why as tell
 
-    story = tell(workspace_at(root), asked, run_id)
+    story = tell(existing_workspace(root), asked, run_id)
     if as_json:
         click.echo(json.dumps(story.to_json(), indent=1, ensure_ascii=False, default=str))
         return
@@ -152,7 +152,7 @@ def diff(run_ids: tuple[str, ...], root: Path, as_json: bool) -> None:
 
     if len(run_ids) > 2:  # noqa: PLR2004
         raise click.UsageError(f"{len(run_ids)} runs; expected two at most")
-    workspace = workspace_at(root)
+    workspace = existing_workspace(root)
     before, after = run_ids if len(run_ids) == 2 else previous(workspace, *run_ids)  # noqa: PLR2004
     found = compare(workspace, before, after)
     if as_json:
@@ -177,4 +177,4 @@ def report(run_id: str, root: Path, series: bool) -> None:
     from flows.report_series import write_series
 
     write = write_series if series else report_run
-    click.echo(write(workspace_at(root), run_named(root, run_id)))
+    click.echo(write(existing_workspace(root), run_named(root, run_id)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from flows.commands.flow_runs import (
+    existing_workspace,
     print_summary,
     run_named,
     run_refresh,
@@ -79,7 +80,7 @@ def sweep(
     from flows.sweep_variants import variants
     from lineage.records import require_run
 
-    workspace = workspace_at(root)
+    workspace = existing_workspace(root)
     run = require_run(workspace, run_id)
     config = PipelineConfig.checked(run.config, f"the configuration of run {run.run_id}")
     asked = (text.split(",") if text else () for text in (strategies, scorers, filters))
@@ -93,11 +94,31 @@ def sweep(
         click.echo(page)
 
 
+def _known_formats(
+    _context: click.Context, _option: click.Parameter, formats: tuple[str, ...]
+) -> tuple[str, ...]:
+    if not formats:
+        return formats
+    from typing import get_args
+
+    from stages.export import Format
+
+    known = get_args(Format)
+    for name in formats:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
+    return formats
+
+
 @click.command()
 @run_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
-    "--format", "formats", multiple=True, help="Formats to write; the run's own by default."
+    "--format",
+    "formats",
+    multiple=True,
+    callback=_known_formats,
+    help="A format to write (docs/exports.md), once for each; the run's own by default.",
 )
 @click.option(
     "--push-to-hub",
@@ -138,8 +159,8 @@ def export(
     if formats:
         stored, overrides = stored_config(root, run_id, None, ())
         overrides["export"] = {"formats": list(formats)}
-        (run_id,) = run_refresh(root, stored, overrides, stored_only=True)
+        (run_id,) = run_refresh(root, stored, overrides, stored_only=True, recorded_as="export")
     for path, rows in copy_exports(workspace_at(root), run_id, out) if out else ():
-        click.echo(f"{path}  {rows} pairs")
+        click.echo(path if rows is None else f"{path}  {rows} pairs")
     if repository:
         click.echo(push_export(workspace_at(root), run_id, repository, private=private))

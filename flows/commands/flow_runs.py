@@ -25,6 +25,25 @@ def workspace_at(root: Path) -> Workspace:
     return Workspace(root)
 
 
+def existing_workspace(root: Path) -> Workspace:
+    """Return the workspace, for a command that reads or changes what others made.
+
+    Raises:
+        MissingFileError: there is none.
+    """
+    from stages.errors import MissingFileError
+
+    workspace = workspace_at(root)
+    if not workspace.runs.is_dir():
+        raise MissingFileError(
+            "there is no workspace",
+            expected="a folder that prefmill has worked in",
+            where=str(root.absolute()),
+            remedy="name it by -w; `prefmill demo` and `prefmill refresh` make one",
+        )
+    return workspace
+
+
 def prepare(root: Path, config_file: Path, overrides: dict[str, Any]) -> None:
     """Find what is wrong before anything slow starts; then set Prefect up for this workspace."""
     from flows import embedded_server
@@ -101,14 +120,19 @@ def _wait_for_prefect() -> None:
 
 
 def run_refresh(
-    root: Path, config_file: Path, overrides: dict[str, Any], *, stored_only: bool
+    root: Path,
+    config_file: Path,
+    overrides: dict[str, Any],
+    *,
+    stored_only: bool,
+    recorded_as: str = "refresh",
 ) -> list[str]:
     """Return the run's id, or none where there was nothing to do."""
     prepare(root, config_file, overrides)
     from flows.refresh import refresh as flow
 
     _wait_for_prefect()
-    run_id: str | None = flow(str(config_file), str(root), overrides, stored_only)
+    run_id: str | None = flow(str(config_file), str(root), overrides, stored_only, recorded_as)
     return [run_id] if run_id else []
 
 
@@ -126,7 +150,7 @@ def run_named(root: Path, run_id: str) -> str:
     """Return the whole id of a run named by a prefix or `latest`."""
     from lineage.records import require_run
 
-    return require_run(workspace_at(root), run_id).run_id
+    return require_run(existing_workspace(root), run_id).run_id
 
 
 def stored_config(
@@ -139,7 +163,7 @@ def stored_config(
     from flows.configuration import TrainingFileConfig, load_config, read_yaml
     from flows.prompt_choice import of_stored_run
 
-    stored, overrides = of_stored_run(workspace_at(root), run_id)
+    stored, overrides = of_stored_run(existing_workspace(root), run_id)
     if config_file:
         load_config(config_file, {"name": read_yaml(stored)["name"]}, TrainingFileConfig)
         values = read_yaml(config_file)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.flow_runs import workspace_at
+from flows.commands.flow_runs import existing_workspace
 from flows.commands.options import json_option, workspace_option
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def rebuild(root: Path, verify_hashes: bool) -> None:
     """
     from lineage.database import rebuild as rebuild_database
 
-    published = rebuild_database(workspace_at(root), verify_hashes=verify_hashes)
+    published = rebuild_database(existing_workspace(root), verify_hashes=verify_hashes)
     for problem in published.problems:
         click.echo(f"set aside: {problem}", err=True)
     click.echo(published.path)
@@ -71,7 +71,7 @@ def gc(
 
     if keep is None and older_than_days is None:
         raise click.UsageError("say which runs go: --keep N, --older-than DAYS, or both")
-    workspace = workspace_at(root)
+    workspace = existing_workspace(root)
     planned = plan(workspace, Retention(keep, older_than_days))
     files: dict[str, int] = {}
     if not dry_run:
@@ -109,7 +109,7 @@ def forget(prompt_id: str, reason: str, dry_run: bool, root: Path, as_json: bool
     from lineage.erasure import find, models_of
     from lineage.erasure import forget as erase
 
-    workspace = workspace_at(root)
+    workspace = existing_workspace(root)
     found = find(workspace, prompt_id)
     sources = sources_with(workspace, {prompt_id, *found.alike}, found.runs)
     files, left = sorted(map(workspace.relative, found.parts)), []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.flow_runs import print_summary, run_refresh, run_rounds, workspace_at
+from flows.commands.flow_runs import existing_workspace, print_summary, run_refresh, run_rounds
 from flows.commands.options import json_option, workspace_option
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def resume(run_id: str | None, root: Path, as_json: bool) -> None:
     from flows.prompt_choice import of_run_to_resume
     from flows.resuming import done_before, resumable, run_to_resume
 
-    workspace = workspace_at(root)
+    workspace = existing_workspace(root)
     if run_id is None:
         _print_list(resumable(workspace), as_json)
         return

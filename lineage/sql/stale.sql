@@ -46,7 +46,7 @@ newer AS (
         AND later.started_at > this.started_at
         AND later.status = 'completed'
     INNER JOIN run_stages AS l ON l.run_id = later.run_id AND l.export_key <> k.export_key
-    WHERE this.flow <> 'sweep'
+    WHERE this.flow NOT IN ('sweep', 'export')
     GROUP BY k.run_id
 ),
 reasons AS (

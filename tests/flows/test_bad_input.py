@@ -125,6 +125,29 @@ def test_an_unknown_run_names_the_nearest(run_cli, small_config, tmp_path):
     assert run.run_id in err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("runs",),
+        ("resume",),
+        ("why", "latest"),
+        ("sql", "FROM runs"),
+        ("diff", "latest"),
+        ("report",),
+        ("export", "--out", "pairs"),
+        ("train",),
+        ("lineage", "rebuild"),
+        ("lineage", "gc", "--keep", 1),
+    ],
+    ids=lambda command: " ".join(map(str, command)),
+)
+def test_a_misspelt_workspace_is_none(command, run_cli, tmp_path):
+    err = refused(run_cli, *command, "-w", tmp_path / "typo")
+    assert err.startswith("prefmill: there is no workspace. ")
+    assert f"Where: {tmp_path / 'typo'}. " in err
+    assert not list(tmp_path.iterdir()), "none is made"
+
+
 def test_a_policy_that_is_not_there(run_cli, small_config, tmp_path):
     err = refused(
         run_cli, "refresh", "-c", small_config(policy="no/such-model"), "-w", tmp_path / "w"

@@ -204,6 +204,7 @@ def test_curate_takes_the_edits_of_its_file(tmp_path, monkeypatch):
     sections = {"pairing": {"strategy": STRATEGY}, "edits": {"kind": "people", "path": "e.csv"}}
     path = tmp_path / "edited.yaml"
     path.write_text(yaml.safe_dump({"name": "edited", **sections}))
+    (tmp_path / "runs").mkdir()
     done = CliRunner().invoke(cli, ["curate", "-c", str(path), "-w", str(tmp_path)])
     assert (done.exit_code, done.output) == (0, "")
     assert asked == sections

@@ -225,7 +225,7 @@ def test_a_copy_keeps_the_dataset_folder_and_trusts_no_changed_file(context, tmp
         "heldout.jsonl": 1,
         "hf_dataset/data/train-00000-of-00001.parquet": 3,
         "hf_dataset/data/test-00000-of-00001.parquet": 1,
-        "hf_dataset/README.md": 0,
+        "hf_dataset/README.md": None,
     }
     cache = str(tmp_path / "cache")
     loaded = datasets.load_dataset(str(tmp_path / "out" / "hf_dataset"), cache_dir=cache)

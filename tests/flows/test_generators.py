@@ -22,7 +22,8 @@ OPENAI = {"engine": "openai", "model": "m", "endpoint": {"base_urls": ["http://1
 
 
 def config_of(*generators, **sections):
-    return resolve({"name": "small", "generation": {"generators": generators}, **sections}, "test")
+    generation = {"generators": generators, "max_completion_tokens": 64}
+    return resolve({"name": "small", "generation": generation, **sections}, "test")
 
 
 def ready(*generators):
@@ -121,6 +122,13 @@ def test_another_chat_template_than_the_policys_is_refused_unless_allowed(other_
         allowed.check()
     (own,) = ready({"engine": "transformers"})
     own.check()
+
+
+def test_completions_that_may_fill_the_context_are_refused():
+    room = {"generation": {"max_completion_tokens": 256}}
+    (generator,) = ready_generators(resolve({"name": "small", **room}, "test"), POLICY)
+    with pytest.raises(ConfigError, match=r"256 leaves no room .* context of 256 tokens"):
+        generator.check()
 
 
 def test_a_tokenizer_beside_a_served_model_is_compared_too(other_template):

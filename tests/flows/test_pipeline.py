@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from lineage.records import read_stage_runs
+from lineage.records import list_runs, read_stage_runs, require_run
 from lineage.workspace import Workspace, stage_record_path
 from stages.part_files import read_parts
 from stages.tables import (
@@ -208,6 +208,29 @@ def test_export_copies_and_checks_the_files(workspace, run_cli, tmp_path):
     train = next(path for path in run["exports"] if path.endswith("train.jsonl"))
     assert (out / "train.jsonl").read_bytes() == Path(train).read_bytes()
     assert f"{out / 'train.jsonl'}" in printed
+    code, story, err = run_cli("why", out / "train.jsonl", "-w", workspace, "--json")
+    assert code == 0, err
+    assert json.loads(story)["export"]["path"] == str(Path(train).relative_to(workspace))
+
+
+def test_other_formats_of_a_run_are_beside_it(workspace, run_cli, tmp_path):
+    (run,) = summary(workspace)["runs"]
+    latest = require_run(Workspace(workspace), "latest").run_id
+    arguments = ("export", "--run", run["run_id"], "-w", workspace, "--out", tmp_path / "lines")
+    code, printed, err = run_cli(*arguments, "--format", "openai_jsonl")
+    assert code == 0, err
+    assert [line.rsplit("/", 1)[1].split()[0] for line in printed.splitlines()] == [
+        "train.openai.jsonl", "heldout.openai.jsonl",
+    ]  # fmt: skip
+    (made,) = [r for r in list_runs(Workspace(workspace)) if r.flow == "export"]
+    assert made.status == "completed"
+    assert require_run(Workspace(workspace), "latest").run_id == latest
+    sql = f"SELECT count(*) AS n FROM stale WHERE '{made.run_id}' IN (run_id, about)"
+    code, out, err = run_cli("sql", "-w", workspace, "--format", "json", sql)
+    assert (code, json.loads(out)) == (0, [{"n": 0}]), err
+    code, _, err = run_cli(*arguments, "--format", "openai")
+    assert code == 2
+    assert "'openai' is none of trl_jsonl, " in err
 
 
 def test_sql_why_runs_and_report_answer(workspace, run_cli):
