@@ -106,14 +106,14 @@ class ReadyGenerator:
 
         Raises:
             ModelError: the model can't be used, or its chat template is not the policy's.
-            ConfigError: a completion may fill the model's whole context.
+            ConfigError: a completion may fill the whole context of a model in this process.
             EndpointError: no server, a wrong key or an unknown model.
         """
         self._require_same_template(self._known_model.template_fingerprint)
-        if self.model and (context := context_in(self.model.folder)):
-            room_for_prompts(context, self.sampling, self.name)
         if not isinstance(self.config, TransformersGenerator):
             check_server(self.config, self._served_name())
+        elif self.model and (context := context_in(self.model.folder)):
+            room_for_prompts(context, self.sampling, self.name)
 
     @contextlib.contextmanager
     def engine(self, workspace: Workspace, budget: Budget) -> Iterator[Engine]:

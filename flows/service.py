@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import http
+import http.client
 import json
 import os
 import signal
@@ -189,7 +189,7 @@ def _status(url: str) -> int | None:
             return status
     except urllib.error.HTTPError as error:
         return error.code
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
 
 

@@ -117,7 +117,10 @@ def _id_at(workspace: Workspace, reader: RowReader, file: str, line: int) -> str
 
 def _file(workspace: Workspace, name: str) -> Path | None:
     """Return the file so named, from here or the workspace; None: there is none."""
-    return next((p for p in (Path(name), workspace.root / name) if p.is_file()), None)
+    try:
+        return next((p for p in (Path(name), workspace.root / name) if p.is_file()), None)
+    except OSError:  # a name too long for one
+        return None
 
 
 def _export_of(workspace: Workspace, reader: RowReader, path: Path) -> str:

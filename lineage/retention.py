@@ -105,7 +105,7 @@ def plan(workspace: Workspace, retention: Retention, now: dt.datetime | None = N
     runs = list_runs(workspace)
     keys = {run.run_id: _keys(workspace, run.run_id) for run in runs}
     old = retention.old(runs, now or dt.datetime.now(dt.UTC))
-    old = _with_sweeps(runs, old, keys)
+    old = _with_theirs(runs, old, keys)
     kept = [run for run in runs if run not in old]
     named = _models_named(workspace, kept)
     in_use = {name[len(ROUND) :] for name in named if name.startswith(ROUND)}
@@ -134,17 +134,17 @@ def _keys(workspace: Workspace, run_id: str) -> dict[str, str]:
     return {s.stage: s.stage_key for s in stages if re.fullmatch(r"\w+", s.stage_key)}
 
 
-def _with_sweeps(
+def _with_theirs(
     runs: Sequence[RunRecord], old: Sequence[RunRecord], keys: dict[str, dict[str, str]]
 ) -> list[RunRecord]:
-    """Return the runs to remove, a sweep's with the run whose candidates it pairs.
+    """Return the runs to remove: a sweep and an export go with the run whose candidates they have.
 
-    One under way is kept, and so are the candidates that a sweep under way reads.
+    One under way is kept, and so are the candidates that it reads.
     """
-    gone = {run.run_id for run in old if run.flow != "sweep"}
-    others = (run.run_id for run in runs if run.flow != "sweep")
+    gone = {run.run_id for run in old if run.flow not in OF_OTHERS}
+    others = (run.run_id for run in runs if run.flow not in OF_OTHERS)
     kept = {keys[run_id].get("generate") for run_id in others if run_id not in gone}
-    ended = (run.run_id for run in runs if run.flow == "sweep" and run.status != "running")
+    ended = (run.run_id for run in runs if run.flow in OF_OTHERS and run.status != "running")
     gone |= {run_id for run_id in ended if keys[run_id].get("generate") not in kept}
     return [run for run in runs if run.run_id in gone]
 

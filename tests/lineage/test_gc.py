@@ -14,7 +14,7 @@ from flows.stage_runner import RunContext, StageSpec, run_stage
 from lineage.database import rebuild
 from lineage.liveness import at_work
 from lineage.query import query
-from lineage.records import RunRecord, read_run, write_run
+from lineage.records import OF_OTHERS, RunRecord, read_run, write_run
 from lineage.removal import read_removal
 from lineage.retention import Retention, collect, plan
 from lineage.workspace import Dataset, write_part
@@ -182,9 +182,11 @@ def test_folders_of_removed_exports_go_too_and_those_of_an_earlier_removal(two_w
     assert plan(written, Retention(keep=1), NOW).files == {}
 
 
-def test_a_sweeps_run_goes_with_the_run_that_it_pairs(two_written):
+@pytest.mark.parametrize("flow", OF_OTHERS)
+def test_a_run_of_anothers_candidates_goes_with_that_run(two_written, flow):
     written = two_written
-    swept = replace(read_run(written, "run-a"), run_id="swept", flow="sweep")
+    last = "2026-09-30T00:00:00+00:00"
+    swept = replace(read_run(written, "run-a"), run_id="swept", flow=flow, started_at=last)
     write_run(written, swept)
     for path in (written.runs / "run-a" / "stages").glob("*.json"):
         values = {**json.loads(path.read_text()), "run_id": "swept"}

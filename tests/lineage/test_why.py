@@ -191,6 +191,16 @@ def test_a_line_that_is_no_pair(published, tmp_path, line, content, message):
         why(published, f"{file}:{line}")
 
 
+def test_an_exported_file_is_its_export(published, tmp_path):
+    file = published.exports / "k7" / "train.jsonl"
+    for named in (file, published.relative(file)):
+        assert why(published, str(named)).id == "export_b"
+    other = tmp_path / "other.jsonl"
+    other.write_text("{}\n")
+    with pytest.raises(DataError, match=r"no exported file\. Expected .* or .*other\.jsonl:LINE"):
+        why(published, str(other))
+
+
 def test_a_file_that_is_not_there(published):
     with pytest.raises(MissingFileError, match=r"no file 'nowhere.jsonl'"):
         why(published, "nowhere.jsonl:3")
@@ -442,7 +452,9 @@ def test_an_answer_that_no_pair_holds(published, tmp_path):
     assert "no pair was made of it" in printed(story)
 
 
-@pytest.mark.parametrize("text", ["", "' OR 1=1 --", "%", "pair_22'; DROP TABLE runs; --"])
+@pytest.mark.parametrize(
+    "text", ["", "x" * 5000, "' OR 1=1 --", "%", "pair_22'; DROP TABLE runs; --"]
+)
 def test_odd_ids_are_only_unknown(published, text):
     with pytest.raises(UnknownIdError):
         why(published, text)
