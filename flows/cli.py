@@ -12,6 +12,7 @@ import click
 
 from flows.commands import COMMANDS
 from flows.commands.exit_codes import EXIT_ERROR
+from flows.commands.options import to_paste
 from flows.interruption import (
     EXIT_INTERRUPTED,
     INTERRUPTED,
@@ -71,7 +72,7 @@ def main() -> None:
             _exit_interrupted()
         if not isinstance(error, PrefmillError):
             raise
-        click.echo(f"prefmill: {error}", err=True)
+        click.echo(f"prefmill: {to_paste(str(error))}", err=True)
         sys.exit(EXIT_ERROR)
 
 

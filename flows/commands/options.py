@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,24 @@ if TYPE_CHECKING:
 
 DEMO_CONFIG = Path(__file__).parent.parent.parent / "configs" / "demo.yaml"
 
+OUR_COMMAND = re.compile("`(prefmill [^`]+)`")
+
+_given: list[Path] = []
+"""The workspace that this command names on its command line, if it does."""
+
+
+def _note(context: click.Context, option: click.Parameter, root: Path) -> Path:
+    source = context.get_parameter_source(str(option.name))
+    _given[:] = [root] if source is click.core.ParameterSource.COMMANDLINE else []
+    return root
+
+
+def to_paste(text: str) -> str:
+    """Return ``text`` with the commands in it as they are to be typed for the same workspace."""
+    where = "".join(f" -w {shlex.quote(str(root))}" for root in _given)
+    return OUR_COMMAND.sub(lambda found: f"`{found[1]}{where}`", text)
+
+
 workspace_option = click.option(
     "--workspace",
     "-w",
@@ -20,6 +40,7 @@ workspace_option = click.option(
     show_default=True,
     envvar="PREFMILL_WORKSPACE",
     type=click.Path(path_type=Path, file_okay=False),
+    callback=_note,
     help="Folder that holds everything made.",
 )
 

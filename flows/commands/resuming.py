@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.commands.flow_runs import existing_workspace, print_summary, run_refresh, run_rounds
-from flows.commands.options import json_option, workspace_option
+from flows.commands.options import json_option, to_paste, workspace_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,4 +67,4 @@ def _print_list(runs: list[RunRecord], as_json: bool) -> None:
         return
     fields = ("run_id", "status", "started_at", "error")
     print_rows(fields, [[getattr(run, name) for name in fields] for run in runs])
-    click.echo("continue one with `prefmill resume RUN`", err=True)
+    click.echo(to_paste("continue one with `prefmill resume RUN`"), err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from flows.commands.flow_runs import workspace_at
-from flows.commands.options import workspace_option
+from flows.commands.options import to_paste, workspace_option
 
 
 @click.command()
@@ -46,7 +46,7 @@ def up(deployments: Path, port: int, alert_webhook: str | None, root: Path) -> N
     service = start(workspace, deployments, port, alert_webhook)
     click.echo(f"{service.ui}  the UI: deployments, runs, artifacts")
     click.echo(f"{home(workspace)}  the server's and the worker's logs")
-    click.echo("stop it with `prefmill down`")
+    click.echo(to_paste("stop it with `prefmill down`"))
 
 
 @click.command()

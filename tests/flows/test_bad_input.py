@@ -85,6 +85,7 @@ def test_candidates_without_scores_make_no_pairs_but_are_kept(run_cli, small_con
     config = small_config(prompts=prompts_from(path, heldout_share=0.0))
     err = refused(run_cli, "refresh", "-c", config, "-w", tmp_path)
     assert "'rules' gave none of 8 candidates a score" in err
+    assert f'FROM judgments GROUP BY ALL" -w {tmp_path}`' in err, "it can be pasted"
     assert list((tmp_path / "store" / "candidates").rglob("*.parquet"))
     code, out, _ = run_cli("sql", "-w", tmp_path, "--format", "json", "FROM funnel")
     assert code == 0

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
+
+from flows.commands.options import to_paste, workspace_option
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +60,22 @@ def test_no_file_gets_the_number_of_a_closed_standard_input():
     shell = ["bash", "-c", '"$0" -c "$1" opens <&-', sys.executable, COMMAND]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 2
+
+
+@click.command()
+@workspace_option
+def remedy(root):
+    click.echo(to_paste("`prefmill runs`, `prefmill why ID`, not `other`"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "printed"),
+    [
+        (["-w", "my data"], None, "`prefmill runs -w 'my data'`, `prefmill why ID -w 'my data'`"),
+        ([], "there", "`prefmill runs`, `prefmill why ID`"),
+        ([], None, "`prefmill runs`, `prefmill why ID`"),
+    ],
+)
+def test_commands_to_paste_name_the_workspace_that_was_named(arguments, named, printed):
+    done = CliRunner().invoke(remedy, arguments, env={"PREFMILL_WORKSPACE": named})
+    assert done.output == f"{printed}, not `other`\n"
