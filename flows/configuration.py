@@ -28,6 +28,8 @@ from validators.drift import ValidationConfig
 
 BUNDLED_MODEL = Path(__file__).parent.parent / "data" / "tiny-model"
 
+ShortName = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+
 SEEDED_SECTIONS = ("prompts", "generation", "pairing", "noise", "training", "evaluation")
 
 
@@ -72,7 +74,7 @@ class MixConfig(Config):
 class PipelineConfig(Config):
     """Everything that decides what a run makes."""
 
-    name: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+    name: ShortName
     """Short name: starts the run ids and names the promoted policy."""
     seed: int = 0
     """The seed of every section that names none itself."""
@@ -290,7 +292,7 @@ class PipelineConfig(Config):
 class TrainingFileConfig(PipelineConfig):
     """A pipeline's of which the training is read: its pairs, and what weighs them, are there."""
 
-    name: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")] = "train-file"
+    name: ShortName = "train-file"
     """Short name: starts the record's id."""
 
     @pydantic.model_validator(mode="after")

@@ -49,7 +49,6 @@ def start(workspace: Workspace) -> None:
     server = _Server(workspace.prefect_home)
     _servers.append(server)
     atexit.register(server.stop)  # before Prefect registers its own: those run first
-    server.start()
     os.environ["PREFECT_API_URL"] = os.environ[EMBEDDED_SERVER] = server.url
 
 
@@ -64,52 +63,45 @@ def wait() -> None:
 
 
 class _Server:
-    """A server on a port of this machine. One that dies is started again, Prefect asks again."""
+    """A server that starts on a port of this machine; one that dies does so again."""
 
     def __init__(self, home: Path) -> None:
         port = server_guard.free_port()
         self.url = f"http://127.0.0.1:{port}/api"
-        self._home, self._log = home, home / "server.log"
+        self._log = home / "server.log"
         # Nothing in the working directory takes the place of a module.
         self._command = [sys.executable, "-P", "-m", "uvicorn", "--app-dir", _packages()]
         self._command += ["--factory", APPLICATION, "--host", "127.0.0.1", "--port", str(port)]
         self._command += ["--lifespan", "on", "--log-level", "error"]
-        self._starting = contextlib.ExitStack()
         self._stopped = threading.Event()
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
-
-    def start(self) -> None:
-        # Two at once would make the same new database.
-        self._starting.enter_context(exclusive_lock(self._home / "server.lock"))
-        self._spawn()
+        self._starting = contextlib.ExitStack()
+        # Two that start at once would make the same new database.
+        self._starting.enter_context(exclusive_lock(home / "server.lock"))
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        self._guard = self._spawn()
 
     def wait(self) -> None:
         with self._starting:
-            assert self._guard is not None
             wait_until_healthy(self.url, self._guard, self._log, self._log_start)
         threading.Thread(target=self._keep_up, name="prefect-server", daemon=True).start()
 
     def stop(self) -> None:
         ignore_signals()
         self._stopped.set()
-        if self._guard is not None:
-            server_guard.stop(self._guard)
+        server_guard.stop(self._guard)
 
-    def _spawn(self) -> None:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         own = {k: v for k, v in os.environ.items() if not k.startswith(OTHERS)} | OWN
-        self._log_start = self._log.stat().st_size if self._log.exists() else 0
-        self._guard = server_guard.start(self._command, own, self._log)
+        return server_guard.start(self._command, own, self._log)
 
     def _keep_up(self) -> None:
         for _ in range(MAX_RESTARTS):
-            assert self._guard is not None
             self._guard.wait()
             server_guard.end_session(self._guard.pid, grace_seconds=0)  # of a guard that was killed
             if self._stopped.is_set() or is_asked():
                 return
             say(f"Prefect's embedded server died: starting it again; log {self._log}")
-            self._spawn()
+            self._guard = self._spawn()
 
 
 def _packages() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import ModelError
-from stages.model_loading import context_of, load_tokenizer, load_weights
+from stages.model_loading import context_in, load_tokenizer, load_weights
 from trainer.adapters import load_in_4_bits
 
 if TYPE_CHECKING:
@@ -56,7 +56,4 @@ def load_chat_tokenizer(folder: Path) -> Any:
 
 def longest_sequence(folder: Path, limit: int) -> int:
     """Return ``limit``, or the context of the folder's model where that is less, in tokens."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return min(limit, context_of(config) or limit)
+    return min(limit, context_in(folder) or limit)
